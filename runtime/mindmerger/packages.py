@@ -29,4 +29,6 @@ def find_package_file(distribution: str, path: str) -> Path:
             if found.is_file():
                 return found
             break
-    raise BundleError(f"the installed Python package {distribution!r} has no file {path!r}: pip install -U {distribution}")
+    raise BundleError(
+        f"the installed Python package {distribution!r} has no file {path!r}: pip install -U {distribution}"
+    )

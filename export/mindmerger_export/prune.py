@@ -1,0 +1,243 @@
+"""Prune the encoder's vocabulary to what given texts need, and remap its tokenizer.
+
+Kept: special and added tokens, every piece that the tokenizer uses on the texts, and single characters (those that occur,
+ASCII, digits, punctuation, and the rest of every script that occurs), so that an unseen word falls apart into pieces that
+the encoder knows instead of into `<unk>`. A Unigram tokenizer picks the best path through all pieces that match; a
+subset that holds the best path cannot have a better one, so text that was counted keeps its segmentation. That is
+checked, not trusted. What this module does not know: encoders, ONNX.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mindmerger.errors import CheckpointError, DataError, InputError, ParityError
+
+Ids = npt.NDArray[np.int64]
+
+_BATCH = 2000
+_SPACE = "▁"
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned vocabulary: `keep[new id] = old id`, and the text of its tokenizer.json."""
+
+    keep: Ids
+    tokenizer_json: str
+    report: dict[str, Any]
+
+
+def read_texts(paths: Iterable[Path]) -> Iterator[str]:
+    """Lines of text of files, and of all such files in folders, in order of name.
+
+    `.jsonl` gives every string value of each line's object, `.tsv` and `.csv` every field, anything else whole lines.
+    Raises DataError when a path is missing or not text.
+    """
+    for path in paths:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.suffix in (".txt", ".tsv", ".csv", ".jsonl"))
+            if not files:
+                raise DataError(f"{path} has no .txt, .tsv, .csv or .jsonl files to prune the vocabulary by")
+        else:
+            files = [path]
+        for file in files:
+            yield from _read_file(file)
+
+
+def _read_file(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for line in stream:
+                line = line.strip()
+                if path.suffix == ".jsonl" and line:
+                    record = json.loads(line)
+                    values = record.values() if isinstance(record, dict) else [record]
+                    yield from (value for value in values if isinstance(value, str) and value)
+                elif path.suffix in (".tsv", ".csv"):
+                    yield from (field for field in line.split("\t" if path.suffix == ".tsv" else ",") if field)
+                elif line:
+                    yield line
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} cannot be read as text ({error})") from None
+
+
+def prune(tokenizer: Path, texts: Sequence[str], rows: int, max_pieces: int | None = None) -> Pruned:
+    """Choose the pieces that `texts` need out of the tokenizer's and remap it; `rows` is the length of the table.
+
+    `max_pieces` keeps the most frequent pieces beside the single characters. Raises CheckpointError for tokenizers that
+    are not Unigram, ParityError when a text that is wholly covered is segmented otherwise afterwards.
+    """
+    from tokenizers import Tokenizer
+
+    document = json.loads(tokenizer.read_text(encoding="utf-8"))
+    model = document.get("model", {})
+    if model.get("type") != "Unigram":
+        raise CheckpointError(
+            f"the encoder's vocabulary can be pruned for Unigram (SentencePiece) tokenizers, not {model.get('type')!r}"
+        )
+    if not texts:
+        raise DataError("there is no text to prune the vocabulary by")
+    original = _plain(Tokenizer.from_file(str(tokenizer)))
+    pieces: list[tuple[str, float]] = model["vocab"]
+    texts = list(dict.fromkeys(texts))
+    before = [ids.astype(np.int32) for ids in _encode(original, texts)]
+    counts = np.bincount(np.concatenate(before), minlength=len(pieces)).astype(np.int64)
+    characters = _characters(original, texts)
+    must = _must_keep(document, pieces, characters)
+    if max_pieces is not None and max_pieces < must.sum():
+        raise InputError(f"--max-pieces must be at least {must.sum()}: so many are special tokens or characters in the texts")
+    chosen = _choose(pieces, counts, must, characters, max_pieces)
+    keep = np.flatnonzero(chosen)
+    if keep[-1] >= rows:
+        raise CheckpointError(f"the encoder's table has {rows} rows and its tokenizer uses piece {keep[-1]}")
+    text = json.dumps(_remap(document, keep), ensure_ascii=False, separators=(",", ":"))
+    same = _check(_plain(Tokenizer.from_str(text)), texts, before, keep, chosen)
+    covered = counts[chosen].sum() / max(1, counts.sum())
+    report = {
+        "pieces": len(keep),
+        "of": rows,
+        "used_by_texts": int((counts > 0).sum()),
+        "token_coverage": round(float(covered), 6),
+        "texts": len(texts),
+        "texts_with_same_segmentation": same,
+    }
+    return Pruned(keep, text, report)
+
+
+def _plain(tokenizer: Any) -> Any:
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _encode(tokenizer: Any, texts: Sequence[str]) -> Iterator[Ids]:
+    """Ids of each text, without special tokens; in batches, which the library encodes on all cores."""
+    for start in range(0, len(texts), _BATCH):
+        for encoding in tokenizer.encode_batch_fast(texts[start : start + _BATCH], add_special_tokens=False):
+            yield np.asarray(encoding.ids, dtype=np.int64)
+
+
+def _characters(tokenizer: Any, texts: Sequence[str]) -> set[str]:
+    """The characters that occur after normalisation."""
+    normalizer = tokenizer.normalizer
+    found: set[str] = set()
+    for text in texts:
+        found.update(normalizer.normalize_str(text) if normalizer is not None else text)
+    return found
+
+
+def _script(character: str) -> str:
+    """The first word of the character's Unicode name: near enough to its script (LATIN, CJK, HANGUL …)."""
+    return unicodedata.name(character, "").split(" ")[0].split("-")[0]
+
+
+def _must_keep(document: dict[str, Any], pieces: list[tuple[str, float]], characters: set[str]) -> npt.NDArray[np.bool_]:
+    must = np.zeros(len(pieces), dtype=bool)
+    if document["model"].get("unk_id") is not None:
+        must[document["model"]["unk_id"]] = True
+    must[[token["id"] for token in document["added_tokens"]]] = True
+    must[list(_special_ids(document.get("post_processor")))] = True
+    if document.get("padding"):
+        must[document["padding"]["pad_id"]] = True
+    byte_fallback = bool(document["model"].get("byte_fallback"))
+    for index, (piece, _) in enumerate(pieces):
+        bare = piece[1:] if piece.startswith(_SPACE) and len(piece) > 1 else piece
+        if len(bare) == 1:
+            # "▁a" too: a word of one character, or the start of a word that falls apart.
+            basic = bare.isascii() or bare == _SPACE or unicodedata.category(bare)[0] in "PN"
+            must[index] |= basic or (bare in characters and len(piece) == 1)
+        elif byte_fallback and len(piece) == 6 and piece.startswith("<0x"):
+            must[index] = True
+    return must
+
+
+def _choose(
+    pieces: list[tuple[str, float]],
+    counts: Ids,
+    must: npt.NDArray[np.bool_],
+    characters: set[str],
+    max_pieces: int | None,
+) -> npt.NDArray[np.bool_]:
+    """What must be kept, then pieces by frequency, then unseen characters of the scripts that occur."""
+    scripts = {_script(character) for character in characters if character.isalpha()}
+    single = np.array([len(piece) == 1 and _script(piece) in scripts for piece, _ in pieces])
+    chosen = must | (counts > 0) | single
+    if max_pieces is None or chosen.sum() <= max_pieces:
+        return chosen
+    chosen = must.copy()
+    # Frequent pieces first; a piece that occurs once in all the texts is worth no more than an unseen character.
+    order = np.argsort(-counts, kind="stable")
+    rank = [index for index in order if counts[index] > 1 and not must[index]]
+    rank += [index for index in np.flatnonzero(single & ~must) if counts[index] <= 1]
+    rank += [index for index in order if counts[index] == 1 and not must[index] and not single[index]]
+    chosen[rank[: max_pieces - int(must.sum())]] = True
+    return chosen
+
+
+def _special_ids(processor: Any) -> set[int]:
+    """Ids that a post-processor adds, wherever its kind keeps them."""
+    found: set[int] = set()
+    if isinstance(processor, dict):
+        for key, value in processor.items():
+            if key in ("sep", "cls"):
+                found.add(int(value[1]))
+            elif key == "special_tokens":
+                found.update(int(token) for entry in value.values() for token in entry["ids"])
+            else:
+                found |= _special_ids(value)
+    elif isinstance(processor, list):
+        for value in processor:
+            found |= _special_ids(value)
+    return found
+
+
+def _remap_special(processor: Any, new: dict[int, int]) -> Any:
+    if isinstance(processor, list):
+        return [_remap_special(value, new) for value in processor]
+    if not isinstance(processor, dict):
+        return processor
+    result: dict[str, Any] = {}
+    for key, value in processor.items():
+        if key in ("sep", "cls"):
+            result[key] = [value[0], new[int(value[1])]]
+        elif key == "special_tokens":
+            result[key] = {name: {**entry, "ids": [new[int(token)] for token in entry["ids"]]}
+                           for name, entry in value.items()}  # fmt: skip
+        else:
+            result[key] = _remap_special(value, new)
+    return result
+
+
+def _remap(document: dict[str, Any], keep: Ids) -> dict[str, Any]:
+    """The tokenizer's document with only the kept pieces and their new ids everywhere."""
+    new = {int(old): index for index, old in enumerate(keep)}
+    model = dict(document["model"])
+    model["vocab"] = [model["vocab"][old] for old in keep]
+    if model.get("unk_id") is not None:
+        model["unk_id"] = new[model["unk_id"]]
+    result = {**document, "model": model, "truncation": None}
+    result["added_tokens"] = [{**token, "id": new[token["id"]]} for token in document["added_tokens"]]
+    result["post_processor"] = _remap_special(document.get("post_processor"), new)
+    if document.get("padding"):
+        result["padding"] = {**document["padding"], "pad_id": new[document["padding"]["pad_id"]]}
+    return result
+
+
+def _check(pruned: Any, texts: Sequence[str], before: Sequence[npt.NDArray[np.int32]], keep: Ids, chosen: npt.NDArray[np.bool_]) -> int:
+    """How many texts keep their segmentation. ParityError when one whose pieces are all kept does not."""
+    same = 0
+    for text, old, new in zip(texts, before, _encode(pruned, texts), strict=True):
+        if np.array_equal(old, keep[new]):
+            same += 1
+        elif chosen[old].all():
+            raise ParityError(f"the pruned tokenizer segments {text[:60]!r} otherwise than the original")
+    return same

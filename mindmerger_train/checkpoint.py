@@ -1,0 +1,171 @@
+"""The checkpoint: `merger.safetensors` + `config.json` in a folder, and which encoder and LLM it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mindmerger.errors import CheckpointError
+from mindmerger_train.encoders import EncoderSpec
+from mindmerger_train.llms import LLMSpec, PromptSpec
+from mindmerger_train.merger import Merger
+
+FORMAT = "mindmerger-checkpoint"
+FORMAT_VERSION = "1.0"
+WEIGHTS_FILE = "merger.safetensors"
+CONFIG_FILE = "config.json"
+
+
+@dataclass
+class Checkpoint:
+    """A merger, and all that is needed to run it again."""
+
+    merger: Merger
+    encoder: EncoderSpec
+    llm: LLMSpec
+    prompt: PromptSpec
+    name: str = "mindmerger"
+    method: str = "mindmerger"
+    calculator: bool = True
+    languages: tuple[str, ...] = ()
+    training: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+    def adapter_path(self) -> Path | None:
+        """Where the LLM's adapter is. Raises CheckpointError when it is missing or is another file than at training."""
+        if not self.llm.adapter:
+            return None
+        path = (self.folder or Path()) / self.llm.adapter
+        if not path.is_file():
+            raise CheckpointError(f"the checkpoint's LLM has an adapter, and {path} is missing")
+        if self.llm.adapter_sha256 and file_sha256(path) != self.llm.adapter_sha256:
+            raise CheckpointError(f"{path} is not the adapter that this checkpoint was trained with (sha256 differs)")
+        return path
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the checkpoint; weights in `dtype`. Each file is written to a temporary name and renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().to(dtype).contiguous() for key, value in checkpoint.merger.state_dict().items()}
+    temporary = folder / (WEIGHTS_FILE + ".part")
+    save_file(state, temporary, metadata={"format": FORMAT, "format_version": FORMAT_VERSION})
+    os.replace(temporary, folder / WEIGHTS_FILE)
+    config = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "name": checkpoint.name,
+        "method": checkpoint.method,
+        "encoder": checkpoint.encoder.to_json(),
+        "llm": checkpoint.llm.to_json(),
+        "prompt": checkpoint.prompt.to_json(),
+        "calculator": checkpoint.calculator,
+        "languages": list(checkpoint.languages),
+        "training": checkpoint.training,
+    }
+    temporary = folder / (CONFIG_FILE + ".part")
+    temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / CONFIG_FILE)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint; the merger comes back in float32.
+
+    Raises CheckpointError when a file is missing, damaged, of a newer major version, or when the weights do not have the
+    widths of the encoder and the LLM that `config.json` names.
+    """
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} is no checkpoint: it has no {CONFIG_FILE}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} is damaged: {error}") from error
+    if config.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / CONFIG_FILE} does not say \"format\": \"{FORMAT}\"")
+    if str(config.get("format_version", "")).split(".")[0] != FORMAT_VERSION.split(".")[0]:
+        raise CheckpointError(
+            f"{folder} has checkpoint format {config.get('format_version')}, this version reads {FORMAT_VERSION}: update"
+        )
+    try:
+        encoder = EncoderSpec.from_json(config["encoder"])
+        llm = LLMSpec.from_json(config["llm"])
+        prompt = PromptSpec.from_json(config["prompt"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} lacks or misnames a field: {error}") from error
+    return Checkpoint(
+        merger=_load_merger(folder / WEIGHTS_FILE, encoder.output_width, llm.width),
+        encoder=encoder,
+        llm=llm,
+        prompt=prompt,
+        name=config.get("name", folder.name),
+        method=config.get("method", "mindmerger"),
+        calculator=bool(config.get("calculator", False)),
+        languages=tuple(config.get("languages", ())),
+        training=config.get("training", {}),
+        folder=folder,
+    )
+
+
+def _load_merger(path: Path, input_width: int, output_width: int) -> Merger:
+    try:
+        state = load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"the checkpoint's weights {path} are missing") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+    merger = Merger(input_width, output_width)
+    expected = {key: tuple(value.shape) for key, value in merger.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    if expected != found:
+        wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))[0]
+        raise CheckpointError(
+            f"{path} does not fit an encoder of width {input_width} and an LLM of width {output_width}: "
+            f"{wrong} is {found.get(wrong)}, expected {expected.get(wrong)}"
+        )
+    if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+        raise CheckpointError(f"{path} contains NaN or infinite weights")
+    merger.load_state_dict({key: value.float() for key, value in state.items()})
+    return merger
+
+
+def resolve_checkpoint(name_or_folder: str) -> Path:
+    """A folder, or the name of a checkpoint that ships with the package (`models/NAME`).
+
+    Raises CheckpointError with the known names when there is none.
+    """
+    folder = Path(name_or_folder)
+    if (folder / CONFIG_FILE).is_file():
+        return folder
+    from importlib.util import find_spec
+
+    spec = find_spec("mindmerger_models")
+    roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
+    for root in roots:
+        if (root / name_or_folder / CONFIG_FILE).is_file():
+            return root / name_or_folder
+    known = sorted({path.parent.name for root in roots for path in root.glob(f"*/{CONFIG_FILE}")})
+    raise CheckpointError(f"no checkpoint {name_or_folder!r}: give a folder with {CONFIG_FILE}, or one of {known}")
+
+
+def copy_adapter(source: Path, folder: Path) -> tuple[str, str]:
+    """Copy an adapter beside a checkpoint; returns its relative path and sha256."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / "adapter.gguf"
+    if source.resolve() != target.resolve():
+        temporary = target.with_name(target.name + ".part")
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    return target.name, file_sha256(target)

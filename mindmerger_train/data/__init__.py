@@ -1,0 +1,1 @@
+"""Where training data comes from: published sets read from folders, and a generator of word problems."""

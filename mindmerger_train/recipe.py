@@ -1,0 +1,123 @@
+"""A recipe: the TOML file that says what one stage trains, on what, and for how long."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mindmerger.errors import DataError, InputError
+from mindmerger_train.data import sources as read
+from mindmerger_train.data.generator import generate
+from mindmerger_train.data.mixture import Source
+from mindmerger_train.data.sources import Example
+from mindmerger_train.engine import Schedule
+from mindmerger_train.stages import STAGES, Sources
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One stage. `data` maps a source's name to its settings (`weight` and the reader's own)."""
+
+    stage: str
+    schedule: Schedule
+    data: dict[str, dict[str, Any]]
+    sources: Sources = field(default_factory=Sources)
+    rank: int = 16
+    longest: int = 512
+    layers: tuple[int, ...] = (4, 8, 12)
+    linear_start: bool = True
+    held_out: int = 96
+    languages: tuple[str, ...] = ()
+
+
+def _set(table: dict[str, Any], key: str, text: str) -> None:
+    """`schedule.lr=1e-3`: walk to the key and set it to the value, read as TOML."""
+    *path, last = key.split(".")
+    for part in path:
+        table = table.setdefault(part, {})
+    try:
+        table[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[last] = text
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; `overrides` are `key=value` with dots between levels.
+
+    Raises InputError when the file or a key cannot be used.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"no recipe {path}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no TOML: {error}") from error
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise InputError(f"--set takes KEY=VALUE, got {override!r}")
+        _set(table, key.strip(), value.strip())
+    try:
+        schedule = Schedule(**_known(Schedule, table.pop("schedule"), path))
+        if "betas" in table:
+            raise InputError(f"{path}: betas belong under [schedule]")
+        table["sources"] = Sources(**_known(Sources, table.get("sources", {}), path))
+        table["layers"] = tuple(table.get("layers", (4, 8, 12)))
+        table["languages"] = tuple(table.get("languages", ()))
+        recipe = Recipe(schedule=schedule, **_known(Recipe, table, path))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: missing or wrong key {error}") from error
+    if recipe.stage not in STAGES:
+        raise InputError(f"{path}: stage {recipe.stage!r} is none of {', '.join(STAGES)}")
+    return recipe
+
+
+def _known(kind: type, table: dict[str, Any], path: Path) -> dict[str, Any]:
+    names = {entry.name for entry in fields(kind)}
+    unknown = sorted(set(table) - names)
+    if unknown:
+        raise InputError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(sorted(names))}")
+    return table
+
+
+def load_sources(recipe: Recipe, folder: Path) -> list[Source]:
+    """Read the recipe's sources from `folder` (layout of the published sets, one folder each).
+
+    Raises DataError when a source is unknown, missing, or damaged.
+    """
+    loaded = []
+    for name, settings in recipe.data.items():
+        options = dict(settings)
+        weight = float(options.pop("weight", 1.0))
+        loaded.append(Source(name, _read(name, folder, options), weight))
+    return loaded
+
+
+def _read(name: str, folder: Path, options: dict[str, Any]) -> list[Example]:
+    kind = options.pop("kind", name)
+    if kind == "gsm8k":
+        return read.gsm8k(folder / "gsm8k", options["languages"])
+    if kind == "mawps_asdiv":
+        return read.mawps_asdiv(folder / "mawps_asdiv" / "train.csv")
+    if kind == "tatoeba":
+        return read.tatoeba(folder / "tatoeba", options.get("languages", ()))
+    if kind == "ntrex":
+        return read.ntrex(folder / "ntrex", options.get("languages", ()), options.get("longest", 10_000))
+    if kind == "generator":
+        seed = int(options.get("seed", 1))
+        # `english_only`: the English renderings, with the names and units of all the languages.
+        english_only = bool(options.get("english_only", False))
+        return [
+            Example(
+                "en" if english_only else language,
+                problem.english if english_only else problem.query,
+                problem.english,
+                problem.response,
+            )
+            for language in options["languages"]
+            for problem in generate(language, int(options["count"]), seed)
+        ]
+    raise DataError(f"unknown data source {kind!r}: known are gsm8k, mawps_asdiv, tatoeba, ntrex, generator")

@@ -1,0 +1,112 @@
+"""Find a bundle by path or name, check its files, and say where each of them lies.
+
+Knows nothing about what is in the files; that is for the tokenizer, the graph and the LLM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mindmerger import cache
+from mindmerger.errors import BundleError
+from mindmerger.manifest import MANIFEST_NAME, FileInfo, Manifest, read_manifest
+from mindmerger.packages import find_package_file
+
+DEFAULT_NAME = "mindmerger"
+ENVIRONMENT = "MINDMERGER_BUNDLE"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files are all there and have the hashes that the manifest names."""
+
+    folder: Path
+    manifest: Manifest
+    paths: dict[str, Path]
+
+    @property
+    def merger(self) -> Path:
+        return self.paths["merger"]
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.paths["tokenizer"]
+
+    def llm(self) -> Path:
+        """The LLM's GGUF; made out of base and adapter on the first call on this machine if the manifest says so."""
+        if self.manifest.bake is None:
+            return self.paths["llm"]
+        from mindmerger.bake import baked  # brings gguf: not needed by bundles that carry their LLM
+
+        base, adapter = self.manifest.file("llm-base"), self.manifest.file("adapter")
+        return baked(
+            self.paths["llm-base"], self.paths["adapter"], self.manifest.bake.type, base.sha256, adapter.sha256
+        )
+
+
+def open_bundle(bundle: str | os.PathLike[str] | None = None) -> Bundle:
+    """Resolve `bundle`, read its manifest and check every file (existence, size, sha256)."""
+    folder = resolve(bundle)
+    manifest = read_manifest(folder)
+    paths: dict[str, Path] = {}
+    for entry in manifest.files:
+        path = _locate(folder, entry)
+        cache.check_file(path, entry.bytes, entry.sha256, f"the bundle's file {entry.path!r}")
+        # several files may be `merger-data`; the graph finds them by name beside itself
+        paths.setdefault(entry.role, path)
+    return Bundle(folder, manifest, paths)
+
+
+def resolve(bundle: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of a bundle: a path, or the name of one that the installation carries.
+
+    Without an argument, the environment variable MINDMERGER_BUNDLE, then the default bundle.
+    """
+    if bundle is None:
+        bundle = os.environ.get(ENVIRONMENT) or DEFAULT_NAME
+    text = os.fspath(bundle)
+    if not text or "\0" in text:
+        raise BundleError("the name of the bundle is empty or has a NUL character: give a folder or a name")
+    path = Path(text)
+    # an OSError is a name that this file system cannot even ask about: too long, or of forbidden characters
+    with contextlib.suppress(OSError):
+        if isinstance(bundle, str) and path.name == text and text not in (".", ".."):
+            # A bare word is a name first, so that a stray folder in the working directory cannot replace the default.
+            for models in model_folders():
+                folder = models / text / "bundle"
+                if (folder / MANIFEST_NAME).is_file():
+                    return folder
+        if path.is_dir():
+            return path
+    names = bundle_names()
+    known = f"the names are {', '.join(names)}" if names else "this installation carries no bundles"
+    raise BundleError(f"there is no bundle {text[:200]!r}: give the folder of a bundle or a name ({known})")
+
+
+def bundle_names() -> list[str]:
+    """The names of the bundles that this installation carries."""
+    found = {path.parent.parent.name for models in model_folders() for path in models.glob(f"*/bundle/{MANIFEST_NAME}")}
+    return sorted(found)
+
+
+def model_folders() -> list[Path]:
+    """Where bundles with names live: the installed `mindmerger_models`, or `models/` of a source checkout."""
+    try:
+        spec = importlib.util.find_spec("mindmerger_models")
+    except (ImportError, ValueError):
+        spec = None
+    folders = [Path(place) for place in (spec.submodule_search_locations or [])] if spec is not None else []
+    checkout = Path(__file__).resolve().parents[2] / "models"
+    if not folders and checkout.is_dir():
+        folders.append(checkout)
+    return folders
+
+
+def _locate(folder: Path, entry: FileInfo) -> Path:
+    if entry.package is not None:
+        return find_package_file(entry.package, entry.path)
+    return folder.joinpath(*entry.path.split("/"))

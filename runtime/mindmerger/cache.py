@@ -1,0 +1,132 @@
+"""The user's cache folder, and files that were checked by their hash.
+
+A file whose sha256 was once computed in full is remembered with its stat. As long as the stat stays the same, the file
+is taken as unchanged; any difference (size, time, inode) hashes it again. That makes the second start quick and still
+finds truncated and altered files. The cache is a convenience: where it cannot be written, everything works, slower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from mindmerger.errors import BundleError
+
+# A file written within this time before it was hashed could change again without its time stamp changing.
+_RACY_NS = 100_000_000
+_BLOCK = 1 << 20
+
+
+def cache_folders() -> list[Path]:
+    """Folders to keep things in, best first. None of them needs to exist or to be writable."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA")
+        home = Path(base) if base else Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        home = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME")
+        # the XDG rule: a relative path is to be ignored
+        home = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    user = str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    return [home / "mindmerger", Path(tempfile.gettempdir()) / f"mindmerger-{user}"]
+
+
+def writable_folder(name: str) -> Path | None:
+    """A folder `name` in the first cache folder that can be written to, made if needed; None when there is none."""
+    for base in cache_folders():
+        folder = base / name
+        try:
+            base.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # The temporary folder is everybody's: what another user put there is not ours to load.
+            if hasattr(os, "getuid") and base.stat().st_uid not in (os.getuid(), 0):
+                continue
+            folder.mkdir(exist_ok=True, mode=0o700)
+            probe = folder / f".probe-{secrets.token_hex(4)}"
+            probe.touch()
+            probe.unlink()
+        except OSError:
+            continue
+        return folder
+    return None
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, read in blocks (hashlib lets other threads run meanwhile)."""
+    digest = hashlib.sha256()
+    buffer = bytearray(_BLOCK)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+    return digest.hexdigest()
+
+
+def check_file(path: Path, size: int, sha256: str, what: str) -> None:
+    """Raise BundleError unless `path` has this size and hash. `what` names the file in the message."""
+    again = "copy, install or export it again"
+    try:
+        stat = path.stat()
+        if not path.is_file():
+            raise BundleError(f"{what} ({path}) is not a file: {again}")
+        if stat.st_size != size:
+            raise BundleError(f"{what} ({path}) has {stat.st_size} bytes instead of {size}, it is damaged: {again}")
+        if _remembered(path, stat) == sha256:
+            return
+        found = sha256_of(path)
+    except FileNotFoundError:
+        raise BundleError(f"{what} ({path}) is missing: {again}") from None
+    except OSError as error:
+        raise BundleError(f"{what} ({path}) cannot be read ({error.strerror}): check its permissions") from None
+    if found != sha256:
+        raise BundleError(f"{what} ({path}) does not have the expected sha256, it is damaged: {again}")
+    if time.time_ns() - stat.st_mtime_ns > _RACY_NS:
+        remember(path, sha256, stat)
+
+
+def remember(path: Path, sha256: str, stat: os.stat_result) -> None:
+    """Note that `path`, with this stat, has this hash. Never fails: the note is only a convenience."""
+    folder = writable_folder("checked")
+    if folder is None:
+        return
+    note = {**_identity(path, stat), "sha256": sha256}
+    temporary = folder / f".{secrets.token_hex(8)}"
+    try:
+        temporary.write_text(json.dumps(note), encoding="utf-8")
+        temporary.replace(folder / _note_name(path))
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _remembered(path: Path, stat: os.stat_result) -> str | None:
+    for base in cache_folders():
+        try:
+            note = json.loads((base / "checked" / _note_name(path)).read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(note, dict) and all(note.get(key) == value for key, value in _identity(path, stat).items()):
+            return str(note.get("sha256"))
+    return None
+
+
+def _identity(path: Path, stat: os.stat_result) -> dict[str, str | int]:
+    return {
+        "path": str(path.absolute()),
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        # ctime too: tools that copy can set mtime back, none can set ctime
+        "ctime_ns": stat.st_ctime_ns,
+        "inode": stat.st_ino,
+    }
+
+
+def _note_name(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32] + ".json"

@@ -1,0 +1,77 @@
+"""What comes out of a model: the stream of text while it is generated, and the record of it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from mindmerger.errors import InputError
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time went, in milliseconds; `tokens_per_second` is of the decode alone."""
+
+    tokenise_ms: float
+    encode_ms: float
+    prefill_ms: float
+    decode_ms: float
+    total_ms: float
+    first_token_ms: float | None
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished answer. `text` is the reasoning as generated, `answer` the number it ends in (None: no number).
+
+    `token_ids` are the tokens of `text`, those that the calculator forced among them; `stop_id` is the one that ended
+    it (None: no token did).
+    """
+
+    question: str
+    text: str
+    answer: str | None
+    finish_reason: FinishReason
+    token_ids: tuple[int, ...]
+    stop_id: int | None
+    soft_prompt_rows: int
+    prompt_tokens: int
+    forced_tokens: int
+    timings: Timings
+
+
+class GenerationStream(Iterator[str]):
+    """Chunks of text as they are generated; afterwards `result` holds the `Generation`.
+
+    Every chunk is whole characters. The model is busy until the stream has been read to its end or closed; a stream
+    that is closed early has a result too, of what was generated until then.
+    """
+
+    def __init__(self, steps: Generator[str, None, None], result: Callable[[], Generation | None]) -> None:
+        self._steps = steps
+        self._result = result
+
+    def __next__(self) -> str:
+        return next(self._steps)
+
+    def close(self) -> None:
+        """Stop generating and free the model for the next question."""
+        self._steps.close()
+
+    @property
+    def result(self) -> Generation:
+        """The finished answer; InputError while it is not finished."""
+        result = self._result()
+        if result is None:
+            raise InputError("the answer is not finished: read the stream to its end, or close() it, first")
+        return result
+
+    def __enter__(self) -> GenerationStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,365 @@
+"""llama.cpp through the low-level bindings of llama-cpp-python: one model, one context, one sequence.
+
+Native code answers a wrong input by aborting the process, by NaN, or not at all; so everything is checked here, in
+Python, before the call, once per call and not per token. Buffers are made once and used again, because at a few
+milliseconds a token the interpreter must not be what is measured.
+
+Knows nothing about bundles, questions or encoders.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mindmerger.errors import InputError, ModelError
+from mindmerger.sampling import Sampler, Sampling
+
+_BATCH = 512
+_ABORTED = 2
+_backend_lock = threading.Lock()
+_backend: ModuleType | None = None
+_log_callbacks: dict[bool, Any] = {}  # by verbosity; kept for ever, llama.cpp holds a pointer to one of them
+
+
+class Cancelled(Exception):
+    """A native call was stopped by `LLM.cancel()`. Not an error; never leaves the runtime."""
+
+
+def default_threads() -> int:
+    """Threads for one answer: the cores this process may use, halved where they are many and likely hyper-threads."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if cores <= 4 else max(4, cores // 2)
+
+
+def backend(verbose: bool = False) -> ModuleType:
+    """The low-level bindings, initialised once; llama.cpp's own log goes to stderr only when `verbose`."""
+    global _backend
+    with _backend_lock:
+        if _backend is None:
+            try:
+                native = _import_bindings()
+            except (ImportError, OSError, RuntimeError) as error:
+                raise ModelError(
+                    f"llama.cpp cannot be loaded ({error}): pip install --force-reinstall llama-cpp-python"
+                ) from None
+            _log_callbacks[True] = native.llama_log_callback(_show)
+            _log_callbacks[False] = native.llama_log_callback(lambda _level, _text, _data: None)
+            native.llama_log_set(_log_callbacks[verbose], None)
+            native.llama_backend_init()
+            _backend = native
+        _backend.llama_log_set(_log_callbacks[verbose], None)
+        return _backend
+
+
+def _show(_level: int, text: bytes, _data: object) -> None:
+    sys.stderr.write(text.decode("utf-8", "replace"))
+
+
+def _import_bindings() -> ModuleType:
+    """Import llama_cpp.llama_cpp alone.
+
+    The package's own __init__ also imports the high-level class with jinja2, a disk cache and a chat server's types:
+    half the time that a warm start takes. Standing in for the package while its submodule loads avoids that; a
+    later `import llama_cpp` by somebody else runs __init__ as ever and finds the same submodule.
+    """
+    name = "llama_cpp"
+    if name not in sys.modules:
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            raise ImportError("llama-cpp-python is not installed")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            return importlib.import_module(f"{name}.llama_cpp")
+        finally:
+            sys.modules.pop(name, None)
+    return importlib.import_module(f"{name}.llama_cpp")
+
+
+class LLM:
+    """A GGUF and one context. Not thread-safe, except `cancel`, `tokenise` and `piece`."""
+
+    def __init__(
+        self, path: Path, *, context: int, threads: int | None = None, batch: int = _BATCH, verbose: bool = False
+    ) -> None:
+        self._model: Any = None
+        self._context: Any = None
+        self._native = native = backend(verbose)
+        threads = default_threads() if threads is None else threads
+        for name, value, limit in (("threads", threads, 512), ("context", context, 2**24), ("batch", batch, 2**16)):
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
+                raise InputError(f"{name} must be a whole number from 1 to {limit}")
+        batch = min(batch, context)
+        if not path.is_file():
+            raise ModelError(f"the LLM {path} is missing: export or install it again")
+        parameters = native.llama_model_default_params()
+        parameters.load_mode = native.LLAMA_LOAD_MODE_MMAP
+        parameters.n_gpu_layers = 0
+        # Weights stay mapped as they are in the file. Repacked copies load fifteen times slower, and the AMX ones of
+        # llama-cpp-python 0.3.36 end the process with a general protection fault (Q8_0 and Q4_1, any prompt).
+        parameters.use_extra_bufts = False
+        self._model = native.llama_model_load_from_file(str(path).encode("utf-8", "surrogateescape"), parameters)
+        if not self._model:
+            raise ModelError(
+                f"llama.cpp cannot load {path}: too little memory, or an architecture that it does not know"
+            )
+        try:
+            self._open_context(context, threads, batch)
+        except BaseException:
+            self.close()
+            raise
+        self.path = path
+        self._vocab: Any = native.llama_model_get_vocab(self._model)
+        self.width = int(native.llama_model_n_embd_inp(self._model))
+        self.vocabulary = int(native.llama_vocab_n_tokens(self._vocab))
+        self.position = 0
+        self._pieces: dict[int, bytes] = {}
+        self._make_batches(batch)
+
+    def _open_context(self, context: int, threads: int, batch: int) -> None:
+        native = self._native
+        parameters = native.llama_context_default_params()
+        parameters.n_ctx = context
+        parameters.n_batch = parameters.n_ubatch = batch
+        parameters.n_seq_max = 1
+        # Logits are wanted at one position of a call, never more: without this, room for all of a batch is set aside.
+        parameters.n_outputs_max = 1
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.no_perf = True
+        self._flag = ctypes.create_string_buffer(2)
+        callback = _abort_callback(native)
+        if callback is not None:
+            parameters.abort_callback = callback
+            parameters.abort_callback_data = ctypes.addressof(self._flag)
+        self._context = native.llama_init_from_model(self._model, parameters)
+        if not self._context:
+            raise ModelError(f"llama.cpp cannot open a context of {context} tokens: ask for less or free memory")
+        self._memory: Any = native.llama_get_memory(self._context)
+        # llama.cpp rounds the context up; the smaller number is the one that was promised
+        self.context = min(context, int(native.llama_n_ctx(self._context)))
+
+    def _make_batches(self, size: int) -> None:
+        """Two batches over buffers of our own: one of token ids, one of rows. Token and row never share a batch."""
+        native = self._native
+        self._batch_size = size
+        self._ids = (ctypes.c_int32 * size)()
+        self._rows = (ctypes.c_float * (size * self.width))()
+        self._positions = (ctypes.c_int32 * size)()
+        self._outputs = (ctypes.c_int8 * size)()
+        self._sequence = ctypes.c_int32(0)
+        self._counts = (ctypes.c_int32 * size)(*([1] * size))
+        pointer = ctypes.pointer(self._sequence)
+        self._sequences = (ctypes.POINTER(ctypes.c_int32) * size)(*([pointer] * size))
+        # numpy views on the same memory: filling a chunk is one copy, not a loop
+        self._ids_view = np.ctypeslib.as_array(self._ids)
+        self._positions_view = np.ctypeslib.as_array(self._positions)
+        self._outputs_view = np.ctypeslib.as_array(self._outputs)
+        self._token_batch = native.llama_batch()
+        self._row_batch = native.llama_batch()
+        for batch in (self._token_batch, self._row_batch):
+            batch.pos = ctypes.cast(self._positions, type(batch.pos))
+            batch.n_seq_id = ctypes.cast(self._counts, type(batch.n_seq_id))
+            batch.seq_id = ctypes.cast(self._sequences, type(batch.seq_id))
+            batch.logits = ctypes.cast(self._outputs, type(batch.logits))
+        self._token_batch.token = ctypes.cast(self._ids, type(self._token_batch.token))
+        self._row_batch.embd = ctypes.cast(self._rows, type(self._row_batch.embd))
+
+    # -------------------------------------------------------------------------------------------- decoding
+
+    def clear(self) -> None:
+        """Forget the sequence: the next call starts at position 0."""
+        self._open()
+        self._native.llama_memory_clear(self._memory, False)
+        self.position = 0
+
+    def decode_tokens(self, ids: Sequence[int], logits: bool = True) -> None:
+        """Append tokens; with `logits`, those of the last position can be read afterwards."""
+        array = np.asarray(ids, dtype=np.int64)
+        if array.ndim != 1 or (array.size and (array.min() < 0 or array.max() >= self.vocabulary)):
+            raise InputError(f"token ids must be a list of numbers from 0 to {self.vocabulary - 1}")
+        self._check_room(array.size)
+        for start in range(0, array.size, self._batch_size):
+            chunk = array[start : start + self._batch_size]
+            self._ids_view[: chunk.size] = chunk
+            self._decode(self._token_batch, chunk.size, logits and start + chunk.size == array.size)
+
+    def decode_rows(self, rows: npt.NDArray[np.float32], logits: bool = False) -> None:
+        """Append embedding rows (n × width, float32, finite), as if each were a token with that embedding."""
+        if rows.ndim != 2 or rows.shape[1] != self.width:
+            raise ModelError(
+                f"rows of shape {rows.shape} do not fit an LLM of width {self.width}: the merger is for another LLM"
+            )
+        if not np.isfinite(rows).all():
+            raise ModelError("the rows for the LLM are not finite numbers: the merger or injection_scale is damaged")
+        rows = np.ascontiguousarray(rows, dtype=np.float32)
+        self._check_room(len(rows))
+        for start in range(0, len(rows), self._batch_size):
+            chunk = rows[start : start + self._batch_size]
+            ctypes.memmove(self._rows, chunk.ctypes.data, chunk.nbytes)
+            self._decode(self._row_batch, len(chunk), logits and start + len(chunk) == len(rows))
+
+    def step(self, token: int) -> None:
+        """Append one token and compute the logits after it: `decode_tokens([token])` without its overhead."""
+        position = self.position
+        if not 0 <= token < self.vocabulary:
+            raise InputError(f"token id {token} is outside the vocabulary of {self.vocabulary}")
+        if position >= self.context:
+            self._check_room(1)
+        self._ids[0] = token
+        self._positions[0] = position
+        self._outputs[0] = 1
+        self._token_batch.n_tokens = 1
+        status = self._native.llama_decode(self._context or self._open(), self._token_batch)
+        if status:
+            self._failed(status)
+        self.position = position + 1
+
+    def _check_room(self, count: int) -> None:
+        self._open()
+        if count == 0:
+            raise InputError("there is nothing to decode")
+        if self.position + count > self.context:
+            raise InputError(
+                f"{self.position} + {count} positions do not fit into the context of {self.context}: load with more"
+            )
+
+    def _decode(self, batch: Any, count: int, logits: bool) -> None:
+        self._positions_view[:count] = np.arange(self.position, self.position + count, dtype=np.int32)
+        self._outputs_view[:count] = 0
+        self._outputs_view[count - 1] = logits
+        batch.n_tokens = count
+        status = self._native.llama_decode(self._context, batch)
+        if status:
+            self._failed(status)
+        self.position += count
+
+    def _failed(self, status: int) -> None:
+        # Some of the batch may be in the cache: whatever happens next starts from an empty one.
+        self._native.llama_memory_clear(self._memory, False)
+        self.position = 0
+        if status == _ABORTED and self.cancelled:
+            raise Cancelled
+        raise ModelError(f"llama.cpp failed to decode (status {status}): free memory, or report this with the bundle")
+
+    def sampler(self, sampling: Sampling) -> Sampler:
+        """A native sampler chain; the caller closes it."""
+        return Sampler(self._native, sampling)
+
+    def sample(self, sampler: Sampler) -> int:
+        """Draw the next token from the logits of the last position."""
+        return int(self._native.llama_sampler_sample(sampler.pointer, self._context, -1))
+
+    def accept(self, sampler: Sampler, token: int) -> None:
+        """Tell the chain about a token that was not drawn from it."""
+        self._native.llama_sampler_accept(sampler.pointer, token)
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """A copy of the logits of the last position."""
+        pointer = self._native.llama_get_logits_ith(self._open(), -1)
+        if not pointer:
+            raise ModelError("llama.cpp has no logits: decode with logits=True first")
+        return np.array(np.ctypeslib.as_array(pointer, shape=(self.vocabulary,)), dtype=np.float32)
+
+    # ------------------------------------------------------------------------------------------------ text
+
+    def tokenise(self, text: str) -> list[int]:
+        """Token ids of plain text: no BOS, no EOS, and special tokens spelled in the text are text."""
+        self._open()
+        data = text.encode("utf-8")
+        if b"\0" in data:
+            raise InputError("the text contains a NUL character: give plain text")
+        room = len(data) + 8
+        while True:
+            buffer = (ctypes.c_int32 * room)()
+            count = self._native.llama_tokenize(self._vocab, data, len(data), buffer, room, False, False)
+            if count >= 0:
+                return list(buffer[:count])
+            if count == -(2**31) or -count <= room:
+                raise ModelError("llama.cpp cannot tokenise this text")
+            room = -count
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token, which may be part of a character; none for a control token."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self._piece(token)
+        return piece
+
+    def _piece(self, token: int) -> bytes:
+        self._open()
+        if not 0 <= token < self.vocabulary:
+            raise InputError(f"token id {token} is outside the vocabulary of {self.vocabulary}")
+        buffer = ctypes.create_string_buffer(64)
+        count = self._native.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        if count < 0:
+            buffer = ctypes.create_string_buffer(-count)
+            count = self._native.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        return buffer.raw[: max(count, 0)]
+
+    def detokenise(self, ids: Sequence[int]) -> bytes:
+        """The bytes of a sequence of tokens."""
+        return b"".join(self.piece(token) for token in ids)
+
+    # ------------------------------------------------------------------------------------------- life time
+
+    def cancel(self) -> None:
+        """Stop the native call that is running in another thread, and the ones after it, until `resume`."""
+        self._flag[0] = b"\1"
+
+    def resume(self) -> None:
+        """Allow native calls again after `cancel`."""
+        self._flag[0] = b"\0"
+
+    @property
+    def cancelled(self) -> bool:
+        return self._flag[0] != b"\0"
+
+    def _open(self) -> Any:
+        if not self._context:
+            raise ModelError("the model is closed: load it again")
+        return self._context
+
+    def close(self) -> None:
+        """Free the context, then the model. Harmless when called twice."""
+        context, self._context = self._context, None
+        if context:
+            self._native.llama_free(context)
+        model, self._model = self._model, None
+        if model:
+            self._native.llama_model_free(model)
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # an LLM that failed in __init__ may lack everything
+        if getattr(self, "_native", None) is not None and not sys.is_finalizing():
+            self.close()
+
+
+def _abort_callback(native: ModuleType) -> Any:
+    """llama.cpp's abort callback as native code: libc's `strlen` on a two-byte flag.
+
+    The callback runs before every node of the graph, a thousand times a token; a Python function would take the
+    interpreter's lock each time. `strlen` of "" is 0 (go on) and of "\\1" is 1 (stop), which is exactly the
+    `bool f(void *)` that is wanted, in every calling convention that returns small integers in one register.
+    """
+    try:
+        library = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
+        return ctypes.cast(library.strlen, native.ggml_abort_callback)
+    except (OSError, AttributeError):
+        return None  # cancelling then waits for the end of the native call

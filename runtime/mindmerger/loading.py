@@ -1,0 +1,94 @@
+"""Load a bundle: check its files, and bring up the encoder and the LLM side by side."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar, cast
+
+from mindmerger.bundle import Bundle, open_bundle
+from mindmerger.errors import BundleError, InputError
+from mindmerger.graph import MergerGraph
+from mindmerger.llama import LLM, default_threads
+from mindmerger.model import MergedModel
+from mindmerger.tokenizer import QuestionTokenizer
+
+T = TypeVar("T")
+
+
+def load(
+    bundle: str | os.PathLike[str] | None = None,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    verbose: bool = False,
+) -> MergedModel:
+    """Load a bundle: a folder, the name of one that is installed, or (None) the default.
+
+    `threads` is for the encoder and the LLM each, which take turns (default: the cores this process may use). `context`
+    is the longest sequence in tokens (default: the bundle's). `verbose` lets llama.cpp talk on stderr.
+    """
+    if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
+        raise InputError("context must be a whole number of tokens, at least 1")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 512):
+        raise InputError("threads must be a whole number from 1 to 512")
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    count = default_threads() if threads is None else threads
+
+    def load_encoder() -> tuple[QuestionTokenizer, MergerGraph]:
+        graph = MergerGraph(
+            opened.merger, width=manifest.llm.width, vocabulary=manifest.encoder.vocabulary, threads=count
+        )
+        tokenizer = QuestionTokenizer(opened.tokenizer, manifest.encoder.max_tokens, manifest.encoder.vocabulary)
+        return tokenizer, graph
+
+    # The two halves of a start are about as long as each other, and mostly native code.
+    encoder = _Background(load_encoder)
+    llm = None
+    try:
+        llm = LLM(opened.llm(), context=context or manifest.llm.context, threads=count, verbose=verbose)
+        _check_llm(opened, llm)
+        tokenizer, graph = encoder.result()
+    except BaseException:
+        if llm is not None:
+            llm.close()
+        encoder.wait()
+        raise
+    return MergedModel(opened, tokenizer, graph, llm)
+
+
+class _Background(Generic[T]):
+    """A call in a thread of its own, whose result or error is asked for later."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._value: T | None = None
+        self._error: BaseException | None = None
+
+        def run() -> None:
+            try:
+                self._value = call()
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name="mindmerger-load", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        self._thread.join()
+
+    def result(self) -> T:
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        return cast(T, self._value)
+
+
+def _check_llm(bundle: Bundle, llm: LLM) -> None:
+    expected = bundle.manifest.llm
+    if (llm.width, llm.vocabulary) != (expected.width, expected.vocabulary):
+        raise BundleError(
+            f"the LLM has width {llm.width} and {llm.vocabulary} tokens, and the bundle was made for width "
+            f"{expected.width} and {expected.vocabulary} tokens: it is another LLM, export the bundle again"
+        )

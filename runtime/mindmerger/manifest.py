@@ -1,0 +1,407 @@
+"""The manifest of a bundle: what `manifest.json` may say, and nothing about where files lie or how they are read.
+
+docs/bundle.md is the contract. Export builds a `Manifest` and writes `to_json()`; the runtime reads it with
+`read_manifest()`. Both go through the same validation, so a manifest that export can write, the runtime can read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mindmerger.errors import BundleError
+
+FORMAT = "mindmerger-bundle"
+FORMAT_VERSION = "1.0"
+MANIFEST_NAME = "manifest.json"
+METHODS = ("mindmerger", "langbridge", "st-merge")
+BAKE_TYPES = ("q8_0", "q4_1")
+# A manifest is a few kilobytes; one of many megabytes is not a manifest, and parsing it would only hide that.
+_MAX_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """The frozen multilingual model that is inside the merger graph."""
+
+    name: str
+    architecture: str
+    width: int
+    layers: tuple[int, ...]
+    combine: str
+    max_tokens: int
+    parameters: int
+    licence: str
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class LLMInfo:
+    """The frozen reasoning model."""
+
+    name: str
+    architecture: str
+    width: int
+    vocabulary: int
+    context: int
+    parameters: int
+    licence: str
+
+
+@dataclass(frozen=True)
+class PromptInfo:
+    """How the question is put to the LLM, and which tokens frame it."""
+
+    template: str
+    bos_id: int | None
+    stop_ids: tuple[int, ...]
+
+    def render(self, question: str) -> str:
+        """The prompt for `question`. Plain replacement: no other braces, and none in the question, are special."""
+        return self.template.replace("{question}", question)
+
+
+@dataclass(frozen=True)
+class GenerationInfo:
+    """What `generate` does where the caller says nothing."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    calculator: bool = False
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file of the bundle, in its folder or (`package`) shipped by an installed Python distribution."""
+
+    role: str
+    path: str
+    bytes: int
+    sha256: str
+    package: str | None = None
+
+
+@dataclass(frozen=True)
+class BakeInfo:
+    """How the LLM is made out of `llm-base` and `adapter`."""
+
+    type: str
+
+
+@dataclass(frozen=True)
+class GoldenInfo:
+    """A question and the first greedy token ids that the exporting machine saw for it."""
+
+    question: str
+    language: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A validated manifest. Building one with wrong values raises BundleError."""
+
+    name: str
+    method: str
+    languages: tuple[str, ...]
+    encoder: EncoderInfo
+    llm: LLMInfo
+    prompt: PromptInfo
+    files: tuple[FileInfo, ...]
+    injection_scale: float = 1.0
+    generation: GenerationInfo = field(default_factory=GenerationInfo)
+    filter_threshold: float = 0.1
+    bake: BakeInfo | None = None
+    golden: tuple[GoldenInfo, ...] = ()
+    tools: dict[str, str] = field(default_factory=dict)
+    parity: dict[str, Any] = field(default_factory=dict)
+    format_version: str = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def file(self, role: str) -> FileInfo:
+        """The one file with `role`; BundleError when there is none (validation has excluded two)."""
+        for entry in self.files:
+            if entry.role == role:
+                return entry
+        raise BundleError(f"bundle {self.name!r} names no file of role {role!r}: export it again with mm-export")
+
+    def to_json(self) -> str:
+        """The text of manifest.json. The order of keys is fixed, so equal manifests are equal files."""
+        files = []
+        for entry in self.files:
+            document: dict[str, Any] = {"role": entry.role}
+            if entry.package is not None:
+                document["package"] = entry.package
+            files.append({**document, "path": entry.path, "bytes": entry.bytes, "sha256": entry.sha256})
+        document = {
+            "format": FORMAT,
+            "format_version": self.format_version,
+            "name": self.name,
+            "method": self.method,
+            "languages": list(self.languages),
+            "encoder": asdict(self.encoder),
+            "llm": asdict(self.llm),
+            "prompt": asdict(self.prompt),
+            "injection_scale": self.injection_scale,
+            "generation": asdict(self.generation),
+            "filter_threshold": self.filter_threshold,
+            "files": files,
+            "bake": None if self.bake is None else asdict(self.bake),
+            "golden": [asdict(golden) for golden in self.golden],
+            "tools": {key: self.tools[key] for key in sorted(self.tools)},
+            "parity": self.parity,
+        }
+        return json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Read and validate `folder`/manifest.json. Every fault is a BundleError that names the field."""
+    path = Path(folder) / MANIFEST_NAME
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise BundleError(f"{path} is too large to be a manifest: export the bundle again with mm-export")
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise BundleError(f"{path} is not UTF-8 text: the bundle is damaged, copy or export it again") from None
+    except FileNotFoundError:
+        raise BundleError(f"{path.parent} is not a bundle, it has no {MANIFEST_NAME}: check the path") from None
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}): check the path and its permissions") from None
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BundleError(f"{path} is not valid JSON: the bundle is damaged, copy or export it again") from None
+    try:
+        return _parse(document)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from None
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+class _Object:
+    """A JSON object being read: hands out fields by name and type and remembers where it is, for the message."""
+
+    def __init__(self, value: Any, where: str) -> None:
+        if not isinstance(value, dict):
+            raise _fault(where or "the document", "must be an object")
+        self.value: dict[str, Any] = value
+        self.where = where
+
+    def name(self, key: str) -> str:
+        return f"{self.where}.{key}" if self.where else key
+
+    def get(self, key: str, kind: type | tuple[type, ...], described: str, default: Any = ...) -> Any:
+        if key not in self.value:
+            if default is not ...:
+                return default
+            raise _fault(self.name(key), "is missing")
+        value = self.value[key]
+        # bool is an int to Python, not to anybody else
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise _fault(self.name(key), f"must be {described}")
+        return value
+
+    def text(self, key: str) -> str:
+        return str(self.get(key, str, "a string"))
+
+    def integer(self, key: str, default: Any = ...) -> int:
+        return int(self.get(key, int, "a whole number", default))
+
+    def number(self, key: str, default: Any = ...) -> float:
+        try:
+            return float(self.get(key, (int, float), "a number", default))
+        except OverflowError:
+            raise _fault(self.name(key), "is too large") from None
+
+    def integers(self, key: str) -> tuple[int, ...]:
+        values = self.get(key, list, "a list of whole numbers")
+        if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+            raise _fault(self.name(key), "must be a list of whole numbers")
+        return tuple(values)
+
+    def object(self, key: str) -> _Object:
+        return _Object(self.get(key, dict, "an object"), self.name(key))
+
+    def objects(self, key: str, default: Any = ...) -> list[_Object]:
+        values = self.get(key, list, "a list", default)
+        return [_Object(value, f"{self.name(key)}[{i}]") for i, value in enumerate(values)]
+
+
+def _fault(field_name: str, what: str) -> BundleError:
+    return BundleError(f"{field_name} {what}; export the bundle again with mm-export")
+
+
+def _parse(document: Any) -> Manifest:
+    top = _Object(document, "")
+    if top.text("format") != FORMAT:
+        raise BundleError(f"this is not a manifest of a MindMerger bundle (format must be {FORMAT!r})")
+    version = top.text("format_version")
+    # The version comes before everything else: of a newer major version, no other field is known to mean the same.
+    _check_version(version)
+    languages = top.get("languages", list, "a list of language codes")
+    encoder, llm, prompt = top.object("encoder"), top.object("llm"), top.object("prompt")
+    generation = top.object("generation")
+    bake = top.get("bake", (dict, type(None)), "an object or null", None)
+    tools = top.get("tools", dict, "an object", {})
+    return Manifest(
+        format_version=version,
+        name=top.text("name"),
+        method=top.text("method"),
+        languages=tuple(languages),
+        encoder=EncoderInfo(
+            name=encoder.text("name"),
+            architecture=encoder.text("architecture"),
+            width=encoder.integer("width"),
+            layers=encoder.integers("layers"),
+            combine=encoder.text("combine"),
+            max_tokens=encoder.integer("max_tokens"),
+            parameters=encoder.integer("parameters"),
+            licence=encoder.text("licence"),
+            vocabulary=encoder.integer("vocabulary"),
+        ),
+        llm=LLMInfo(
+            name=llm.text("name"),
+            architecture=llm.text("architecture"),
+            width=llm.integer("width"),
+            vocabulary=llm.integer("vocabulary"),
+            context=llm.integer("context"),
+            parameters=llm.integer("parameters"),
+            licence=llm.text("licence"),
+        ),
+        prompt=PromptInfo(
+            template=prompt.text("template"),
+            bos_id=prompt.get("bos_id", (int, type(None)), "a whole number or null"),
+            stop_ids=prompt.integers("stop_ids"),
+        ),
+        injection_scale=top.number("injection_scale"),
+        generation=GenerationInfo(
+            max_new_tokens=generation.integer("max_new_tokens"),
+            temperature=generation.number("temperature", 0.0),
+            calculator=bool(generation.get("calculator", bool, "true or false", False)),
+        ),
+        filter_threshold=top.number("filter_threshold", 0.1),
+        files=tuple(
+            FileInfo(
+                role=entry.text("role"),
+                path=entry.text("path"),
+                bytes=entry.integer("bytes"),
+                sha256=entry.text("sha256"),
+                package=entry.get("package", (str, type(None)), "a string", None),
+            )
+            for entry in top.objects("files")
+        ),
+        bake=None if bake is None else BakeInfo(type=_Object(bake, "bake").text("type")),
+        golden=tuple(
+            GoldenInfo(golden.text("question"), golden.text("language"), golden.integers("token_ids"))
+            for golden in top.objects("golden", [])
+        ),
+        tools={str(key): str(value) for key, value in tools.items()},
+        parity=top.get("parity", dict, "an object", {}),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- validation
+
+
+def _check_version(version: str) -> None:
+    match = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", version)
+    if match is None:
+        raise _fault("format_version", f"must look like {FORMAT_VERSION!r}, not {version[:20]!r}")
+    if match[1] != FORMAT_VERSION.split(".")[0]:
+        raise BundleError(
+            f"the bundle has format version {version} and this MindMerger reads {FORMAT_VERSION.split('.')[0]}.x: "
+            "pip install -U mindmerger, or export the bundle again"
+        )
+
+
+def _positive(name: str, *values: int) -> None:
+    # 2^31 - 1: what the native libraries count with
+    if not all(0 < value < 2**31 for value in values):
+        raise _fault(name, "must be between 1 and 2147483647")
+
+
+def _check(manifest: Manifest) -> None:
+    """What types alone do not say. Dataclasses built by export pass here too."""
+    _check_version(manifest.format_version)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", manifest.name):
+        raise _fault("name", "must be 1 to 100 letters, digits, '.', '_' or '-'")
+    if manifest.method not in METHODS:
+        raise _fault("method", f"must be one of {', '.join(METHODS)}, not {manifest.method[:40]!r}")
+    if not all(isinstance(code, str) and re.fullmatch(r"[A-Za-z]{2,3}([_-][A-Za-z0-9]+)*", code)
+               for code in manifest.languages):  # fmt: skip
+        raise _fault("languages", "must be a list of language codes such as 'sw'")
+    encoder, llm, prompt = manifest.encoder, manifest.llm, manifest.prompt
+    for name in ("width", "max_tokens", "vocabulary"):
+        _positive(f"encoder.{name}", getattr(encoder, name))
+    for name in ("width", "vocabulary", "context"):
+        _positive(f"llm.{name}", getattr(llm, name))
+    for name, parameters in (("encoder", encoder.parameters), ("llm", llm.parameters)):
+        if parameters <= 0:
+            raise _fault(f"{name}.parameters", "must be positive")
+    if not encoder.layers or not all(abs(layer) < 10_000 for layer in encoder.layers):
+        raise _fault("encoder.layers", "must name at least one layer")
+    if prompt.template.count("{question}") != 1:
+        raise _fault("prompt.template", "must contain {question} exactly once")
+    if "\0" in prompt.template:
+        raise _fault("prompt.template", "must not contain a NUL character")
+    ids = [*prompt.stop_ids] + ([] if prompt.bos_id is None else [prompt.bos_id])
+    if not all(0 <= token < llm.vocabulary for token in ids):
+        raise _fault("prompt", f"has a bos_id or stop_ids outside the LLM's vocabulary of {llm.vocabulary}")
+    if not (math.isfinite(manifest.injection_scale) and manifest.injection_scale > 0):
+        raise _fault("injection_scale", "must be a positive number")
+    if not 0 <= manifest.filter_threshold <= 2:
+        raise _fault("filter_threshold", "must be between 0 and 2")
+    _positive("generation.max_new_tokens", manifest.generation.max_new_tokens)
+    if not 0 <= manifest.generation.temperature <= 10:
+        raise _fault("generation.temperature", "must be between 0 and 10")
+    for i, golden in enumerate(manifest.golden):
+        if not all(0 <= token < llm.vocabulary for token in golden.token_ids):
+            raise _fault(f"golden[{i}].token_ids", f"has an id outside the LLM's vocabulary of {llm.vocabulary}")
+    _check_files(manifest)
+
+
+def _check_files(manifest: Manifest) -> None:
+    for i, entry in enumerate(manifest.files):
+        name = f"files[{i}]"
+        if not is_inside(entry.path):
+            raise _fault(f"{name}.path", f"must be a relative path inside the bundle, not {entry.path[:80]!r}")
+        if entry.bytes < 0:
+            raise _fault(f"{name}.bytes", "must not be negative")
+        if not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
+            raise _fault(f"{name}.sha256", "must be 64 hexadecimal digits in lower case")
+        if entry.package is not None and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", entry.package):
+            raise _fault(f"{name}.package", "must be the name of a Python distribution")
+    places = [(entry.package, entry.path) for entry in manifest.files]
+    if len(set(places)) != len(places):
+        raise _fault("files", "names the same file twice")
+    roles = [entry.role for entry in manifest.files]
+    for role in ("merger", "tokenizer", "llm", "llm-base", "adapter"):
+        if roles.count(role) > 1:
+            raise _fault("files", f"has more than one file of role {role!r}")
+    for role in ("merger", "tokenizer"):
+        if role not in roles:
+            raise _fault("files", f"has no file of role {role!r}")
+    if manifest.bake is None:
+        if "llm" not in roles:
+            raise _fault("files", "has no file of role 'llm' and bake is null")
+        return
+    if manifest.bake.type not in BAKE_TYPES:
+        raise _fault("bake.type", f"must be one of {', '.join(BAKE_TYPES)}")
+    if "llm" in roles or "llm-base" not in roles or "adapter" not in roles:
+        raise _fault("files", "must have 'llm-base' and 'adapter', and no 'llm', where bake is given")
+
+
+def is_inside(path: str) -> bool:
+    """Whether `path` is a plain relative POSIX path: no root, drive, `..`, back-slash or NUL, on any platform."""
+    if not path or "\\" in path or "\0" in path or ":" in path:
+        return False
+    parts = path.split("/")
+    return not PurePosixPath(path).is_absolute() and all(part not in ("", ".", "..") for part in parts)

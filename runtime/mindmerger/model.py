@@ -1,0 +1,379 @@
+"""A merged model: question → encoder and merger → soft prompt → LLM → reasoning and answer.
+
+This is the only module that knows the sequence which the LLM sees: `[BOS] [mapped rows, boundary row] [prompt]`,
+decoded in three homogeneous calls.
+"""
+
+from __future__ import annotations
+
+import codecs
+import threading
+import weakref
+from collections.abc import Generator
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from mindmerger.answer import final_answer
+from mindmerger.bundle import Bundle
+from mindmerger.calculator import calculate, pending_expression
+from mindmerger.errors import InputError, ModelError
+from mindmerger.generation import FinishReason, Generation, GenerationStream, Timings
+from mindmerger.graph import MergerGraph
+from mindmerger.llama import LLM, Cancelled
+from mindmerger.sampling import Sampling
+from mindmerger.tokenizer import QuestionTokenizer, check_question
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A question that was checked and fits: everything that can be refused has been."""
+
+    question: str
+    encoder_ids: list[int]
+    prompt_ids: list[int]
+    max_new_tokens: int
+    tokenise_ms: float
+
+    @property
+    def soft_prompt_rows(self) -> int:
+        return len(self.encoder_ids) + 1 if self.encoder_ids else 0
+
+
+class MergedModel:
+    """A loaded bundle that answers questions. Made by `load`; a context manager; safe to share between threads.
+
+    One question is answered at a time; other threads wait for their turn.
+    """
+
+    def __init__(self, bundle: Bundle, tokenizer: QuestionTokenizer, graph: MergerGraph, llm: LLM) -> None:
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self.llm = llm
+        self._tokenizer = tokenizer
+        self._graph = graph
+        self._turn = threading.Lock()
+        self._turn_of: int | None = None
+        # weak: a stream that nobody reads any more must end, and free the model
+        self._running: weakref.ref[Generator[str, None, None]] | None = None
+        self._stop_ids = frozenset(self.manifest.prompt.stop_ids)
+        self._closed = False
+
+    # ------------------------------------------------------------------------------------------- answering
+
+    def generate(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        calculator: bool | None = None,
+        soft_prompt: bool = True,
+        question_in_prompt: bool | None = None,
+    ) -> GenerationStream:
+        """Answer `question`; the text arrives in chunks, the stream's `result` is the whole.
+
+        What is None is as the bundle says. Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 do not filter.
+        `soft_prompt=False` is the LLM alone (`[BOS] [prompt]`), `question_in_prompt=False` the soft prompt alone
+        (`[BOS] [soft prompt]`). Everything that can be refused is refused here, before the first chunk is asked for.
+        """
+        defaults = self.manifest.generation
+        sampling = Sampling(
+            temperature=defaults.temperature if temperature is None else temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+        )
+        plan = self._plan(question, max_new_tokens, soft_prompt, question_in_prompt)
+        use_calculator = defaults.calculator if calculator is None else bool(calculator)
+        results: list[Generation] = []
+        itself: list[weakref.ref[Generator[str, None, None]]] = []
+        steps = self._steps(plan, sampling, use_calculator, results, itself)
+        itself.append(weakref.ref(steps))
+        return GenerationStream(steps, lambda: results[0] if results else None)
+
+    def answer(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        calculator: bool | None = None,
+        soft_prompt: bool = True,
+        question_in_prompt: bool | None = None,
+    ) -> Generation:
+        """`generate` for the impatient: the finished `Generation`."""
+        stream = self.generate(
+            question,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            calculator=calculator,
+            soft_prompt=soft_prompt,
+            question_in_prompt=question_in_prompt,
+        )
+        for _ in stream:
+            pass
+        return stream.result
+
+    def cancel(self) -> None:
+        """Stop the answer that is being generated now, from any thread, also during prefill. It ends as "cancelled"."""
+        self.llm.cancel()
+
+    # ------------------------------------------------------------------------- hooks for parity and evaluation
+
+    def soft_prompt_rows(self, question: str) -> npt.NDArray[np.float32]:
+        """The rows of the merger graph for `question`, the boundary row last, before `injection_scale`."""
+        return self._graph.rows(self._tokenizer.encode(check_question(question)))
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """The LLM's token ids of the prompt for `question`, without BOS."""
+        return self.llm.tokenise(self.manifest.prompt.render(check_question(question)))
+
+    def prefill(
+        self, question: str, *, soft_prompt: bool = True, question_in_prompt: bool | None = None
+    ) -> npt.NDArray[np.float32]:
+        """The logits of the first token of the answer."""
+        plan = self._plan(question, 1, soft_prompt, question_in_prompt)
+        self._take_turn()
+        try:
+            self._prefill(plan)
+            return self.llm.logits()
+        finally:
+            self._end_turn()
+
+    def continuation_ids(
+        self,
+        question: str,
+        n: int,
+        *,
+        calculator: bool = False,
+        soft_prompt: bool = True,
+        question_in_prompt: bool | None = None,
+    ) -> list[int]:
+        """The first `n` greedy token ids of the answer; fewer if it stops, and then the stop token is the last."""
+        stream = self.generate(
+            question,
+            max_new_tokens=n,
+            temperature=0.0,
+            calculator=calculator,
+            soft_prompt=soft_prompt,
+            question_in_prompt=question_in_prompt,
+        )
+        for _ in stream:
+            pass
+        result = stream.result
+        return list(result.token_ids) + ([] if result.stop_id is None else [result.stop_id])
+
+    # ------------------------------------------------------------------------------------------ how it is done
+
+    def _plan(
+        self, question: str, max_new_tokens: int | None, soft_prompt: bool, question_in_prompt: bool | None
+    ) -> _Plan:
+        began = perf_counter()
+        if self._closed:
+            raise ModelError("the model is closed: load it again")
+        if max_new_tokens is not None and (
+            isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1
+        ):
+            raise InputError(f"max_new_tokens must be a whole number of at least 1, not {max_new_tokens!r:.40}")
+        if question_in_prompt is None:
+            # LangBridge trains on the soft prompt alone; without it there is only the prompt
+            question_in_prompt = self.manifest.method != "langbridge" or not soft_prompt
+        if not soft_prompt and not question_in_prompt:
+            raise InputError("without the soft prompt and without the question in the prompt there is no question left")
+        question = check_question(question)
+        self._tokenizer.check_length(question)
+        encoder_ids = self._tokenizer.encode(question) if soft_prompt else []
+        prompt_ids = self.llm.tokenise(self.manifest.prompt.render(question)) if question_in_prompt else []
+        rows = len(encoder_ids) + 1 if soft_prompt else 0
+        length = (self.manifest.prompt.bos_id is not None) + rows + len(prompt_ids)
+        wanted = 1 if max_new_tokens is None else max_new_tokens
+        if length + wanted > self.llm.context:
+            raise InputError(
+                f"the question takes {length} positions ({rows} of the soft prompt, {len(prompt_ids)} of the prompt) "
+                f"and {wanted} new tokens do not fit beside it into the context of {self.llm.context}: shorten the "
+                "question, ask for fewer new tokens or load with a larger context"
+            )
+        if max_new_tokens is None:
+            max_new_tokens = min(self.manifest.generation.max_new_tokens, self.llm.context - length)
+        tokenise_ms = (perf_counter() - began) * 1e3
+        return _Plan(question, encoder_ids, prompt_ids, max_new_tokens, tokenise_ms)
+
+    def _prefill(self, plan: _Plan) -> tuple[float, float]:
+        """Encode and decode everything before the answer. Returns the milliseconds of both."""
+        began = perf_counter()
+        rows = None
+        if plan.encoder_ids:
+            rows = self._graph.rows(plan.encoder_ids)
+            if self.manifest.injection_scale != 1.0:
+                rows = rows * np.float32(self.manifest.injection_scale)
+        encoded = perf_counter()
+        if self.llm.cancelled:
+            raise Cancelled
+        self.llm.clear()
+        bos = self.manifest.prompt.bos_id
+        if bos is not None:
+            self.llm.decode_tokens([bos], logits=False)
+        if rows is not None:
+            self.llm.decode_rows(rows, logits=not plan.prompt_ids)
+        if plan.prompt_ids:
+            self.llm.decode_tokens(plan.prompt_ids, logits=True)
+        return (encoded - began) * 1e3, (perf_counter() - encoded) * 1e3
+
+    def _steps(
+        self,
+        plan: _Plan,
+        sampling: Sampling,
+        use_calculator: bool,
+        results: list[Generation],
+        itself: list[weakref.ref[Generator[str, None, None]]],
+    ) -> Generator[str, None, None]:
+        """Generate: yields text, and leaves the record in `results` unless it fails."""
+        llm, stop_ids, limit = self.llm, self._stop_ids, plan.max_new_tokens
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        ids: list[int] = []
+        chunks: list[str] = []
+        tail = ""  # the end of the text: where an annotation for the calculator would be
+        finish: FinishReason = "cancelled"
+        stop_id: int | None = None
+        forced_count = 0
+        encode_ms = prefill_ms = away = 0.0
+        prefilled: float | None = None
+        first: float | None = None
+        self._take_turn()
+        self._running = itself[0]
+        # Time spent waiting for the turn, like time that the reader of the stream takes, is not time spent answering.
+        began = perf_counter()
+        try:
+            with llm.sampler(sampling) as sampler:
+                encode_ms, prefill_ms = self._prefill(plan)
+                prefilled = perf_counter()
+                while True:
+                    token = llm.sample(sampler)
+                    if first is None:
+                        first = perf_counter()
+                    if token in stop_ids:
+                        finish, stop_id = "stop", token
+                        break
+                    ids.append(token)
+                    piece = llm.piece(token)
+                    text = decoder.decode(piece)
+                    forced: list[int] = []
+                    if use_calculator:
+                        tail = (tail + text)[-256:]
+                        if piece.endswith(b"=") and (expression := pending_expression(tail)) is not None:
+                            forced = self._forced(expression)[: limit - len(ids)]
+                    if forced:
+                        forced_count += len(forced)
+                        ids += forced
+                        added = decoder.decode(llm.detokenise(forced))
+                        tail = (tail + added)[-256:]
+                        text += added
+                    if text:
+                        chunks.append(text)
+                        leaving = perf_counter()
+                        yield text
+                        away += perf_counter() - leaving
+                    if len(ids) >= limit:
+                        finish = "length"
+                        break
+                    if llm.cancelled:
+                        break
+                    if forced:
+                        for fixed in forced:
+                            llm.accept(sampler, fixed)
+                        llm.decode_tokens([token, *forced])
+                    else:
+                        llm.step(token)
+                if rest := decoder.decode(b"", True):
+                    chunks.append(rest)
+                    yield rest
+        except (Cancelled, GeneratorExit):
+            pass  # cancel(), or the reader closed the stream: what there is, is the result
+        finally:
+            ended = perf_counter()
+            self._end_turn()
+        decode_ms = (ended - prefilled - away) * 1e3 if prefilled is not None else 0.0
+        whole = "".join(chunks)
+        results.append(
+            Generation(
+                question=plan.question,
+                text=whole,
+                answer=final_answer(whole),
+                finish_reason=finish,
+                token_ids=tuple(ids),
+                stop_id=stop_id,
+                soft_prompt_rows=plan.soft_prompt_rows,
+                prompt_tokens=len(plan.prompt_ids),
+                forced_tokens=forced_count,
+                timings=Timings(
+                    tokenise_ms=plan.tokenise_ms,
+                    encode_ms=encode_ms,
+                    prefill_ms=prefill_ms,
+                    decode_ms=decode_ms,
+                    total_ms=plan.tokenise_ms + (ended - began - away) * 1e3,
+                    first_token_ms=None if first is None else plan.tokenise_ms + (first - began) * 1e3,
+                    tokens_per_second=len(ids) / decode_ms * 1e3 if decode_ms and ids else None,
+                ),
+            )
+        )
+
+    def _forced(self, expression: str) -> list[int]:
+        """The tokens that the calculator puts after `<<expression=`; none where it cannot compute."""
+        value = calculate(expression)
+        return [] if value is None else self.llm.tokenise(value + ">>")
+
+    # ------------------------------------------------------------------------------------------- life time
+
+    def _take_turn(self) -> None:
+        me = threading.get_ident()
+        if self._turn_of == me and self._turn.locked():
+            # Waiting for oneself would be for ever.
+            raise InputError(
+                "this thread still reads an answer of this model: read it to its end, or close() it, first"
+            )
+        self._turn.acquire()
+        self._turn_of = me
+        # In this order: a close() that this look misses cancels after the line above, and is not undone by it.
+        self.llm.resume()
+        if self._closed:
+            self._end_turn()
+            raise ModelError("the model is closed: load it again")
+
+    def _end_turn(self) -> None:
+        self._turn_of = None
+        self._turn.release()
+
+    def close(self) -> None:
+        """Stop what is running, then free the encoder and the LLM. Harmless when called twice."""
+        if self._closed:
+            return
+        if self._turn_of == threading.get_ident() and (running := self._running and self._running()):
+            # An answer that this thread was reading when it left the `with` block, for instance by an exception.
+            running.close()
+        self._closed = True
+        self.llm.cancel()
+        with self._turn:
+            self._graph.close()
+            self.llm.close()
+
+    def __enter__(self) -> MergedModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

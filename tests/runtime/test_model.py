@@ -1,0 +1,244 @@
+"""A whole tiny bundle: the sequence that the LLM sees, the calculator, streams, threads, refusals."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mindmerger
+from mindmerger.errors import BundleError, InputError, ModelError
+from mindmerger.sampling import Sampling
+from tests import tiny
+
+QUESTION = "¿Cuánto es 15 + 27?"
+
+
+def test_generates(arithmetic_bundle: Path) -> None:
+    with mindmerger.load(arithmetic_bundle, threads=1) as model:
+        stream = model.generate(QUESTION)
+        chunks = list(stream)
+        result = stream.result
+    assert "".join(chunks) == result.text == "<<48/2=24>>#### 7"
+    assert chunks[5] == "=24>>"  # the forced digits come with the token that asked for them
+    assert result.answer == "7"
+    assert result.finish_reason == "stop" and result.stop_id == tiny.STOP
+    assert result.forced_tokens == 3
+    assert result.soft_prompt_rows == len(QUESTION.encode()) + 3  # start, end, boundary
+    assert result.question == QUESTION
+    assert result.timings.tokens_per_second and result.timings.first_token_ms
+    assert result.timings.total_ms >= result.timings.decode_ms >= 0
+
+
+def test_calculator_can_be_switched_off(arithmetic_bundle: Path) -> None:
+    with mindmerger.load(arithmetic_bundle, threads=1) as model:
+        assert model.answer(QUESTION, calculator=False).text == "<<48/2=9>>#### 7"
+        ids = model.continuation_ids(QUESTION, 100)
+        assert ids[-1] == tiny.STOP and len(ids) == 12
+        assert model.continuation_ids(QUESTION, 3) == ids[:3]
+
+
+@pytest.mark.parametrize("limit", range(1, 14))
+def test_limit_counts_forced_tokens(arithmetic_bundle: Path, limit: int) -> None:
+    with mindmerger.load(arithmetic_bundle, threads=1) as model:
+        result = model.answer(QUESTION, max_new_tokens=limit)
+    assert len(result.token_ids) == min(limit, 12)
+    assert result.finish_reason == ("stop" if limit > 12 else "length")
+    assert "<<48/2=24>>#### 7".startswith(result.text)
+
+
+def test_sequence_is_bos_rows_prompt(random_bundle: Path) -> None:
+    """The three calls by hand give the same logits and the same greedy tokens."""
+    with mindmerger.load(random_bundle, threads=1) as model:
+        logits = model.prefill(QUESTION)
+        ids = model.continuation_ids(QUESTION, 20)
+        rows, prompt = model.soft_prompt_rows(QUESTION), model.prompt_ids(QUESTION)
+        llm = model.llm
+        llm.clear()
+        llm.decode_tokens([tiny.BOS], logits=False)
+        llm.decode_rows(rows)
+        llm.decode_tokens(prompt)
+        assert np.array_equal(llm.logits(), logits)
+        with llm.sampler(Sampling()) as sampler:
+            for wanted in ids:
+                assert llm.sample(sampler) == wanted
+                llm.step(wanted)
+        assert llm.detokenise(prompt).decode() == f"Question: {QUESTION}\nAnswer:\n"
+        # the LLM alone: no rows
+        llm.clear()
+        llm.decode_tokens([tiny.BOS], logits=False)
+        llm.decode_tokens(prompt)
+        assert np.array_equal(llm.logits(), model.prefill(QUESTION, soft_prompt=False))
+        # the soft prompt alone: no prompt
+        llm.clear()
+        llm.decode_tokens([tiny.BOS], logits=False)
+        llm.decode_rows(rows, logits=True)
+        assert np.array_equal(llm.logits(), model.prefill(QUESTION, question_in_prompt=False))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [tiny.Recipe(injection_scale=8.0), tiny.Recipe(bos_id=None), tiny.Recipe(method="langbridge"),
+     tiny.Recipe(template="{question}")],
+)  # fmt: skip
+def test_manifest_shapes_the_sequence(tmp_path: Path, recipe: tiny.Recipe) -> None:
+    with mindmerger.load(tiny.bundle(tmp_path / "b", recipe=recipe), threads=1) as model:
+        logits = model.prefill("hola")
+        llm = model.llm
+        llm.clear()
+        if recipe.bos_id is not None:
+            llm.decode_tokens([recipe.bos_id], logits=False)
+        llm.decode_rows(model.soft_prompt_rows("hola") * np.float32(recipe.injection_scale), logits=True)
+        if recipe.method != "langbridge":
+            llm.decode_tokens(llm.tokenise(recipe.template.replace("{question}", "hola")))
+        assert np.array_equal(llm.logits(), logits)
+
+
+def test_chunks_are_whole_characters(tmp_path: Path) -> None:
+    """A script that says the four bytes of an emoji, one token each."""
+    emoji = "😀".encode()
+    names = [tiny.byte_characters()[byte] for byte in emoji]
+    folder = tiny.bundle(tmp_path / "b")
+    script = {"\n": names[0], names[0]: names[1], names[1]: names[2], names[2]: names[3]}
+    tiny.scripted_llm(folder / "llm.gguf", dict(script))
+    files = [tiny.file_info(role, folder / name) for role, name in
+             (("merger", "merger.onnx"), ("tokenizer", "tokenizer.json"), ("llm", "llm.gguf"))]  # fmt: skip
+    (folder / "manifest.json").write_text(tiny.manifest(files).to_json(), encoding="utf-8")
+    with mindmerger.load(folder, threads=1) as model:
+        assert list(model.generate("hola")) == ["😀"]
+        # cut in the middle: a replacement character at the end, not an error
+        assert list(model.generate("hola", max_new_tokens=3)) == ["�"]
+
+
+def test_sampling_repeats_with_a_seed(random_bundle: Path) -> None:
+    with mindmerger.load(random_bundle, threads=1) as model:
+        one = model.answer("hola", temperature=1.0, seed=3)
+        assert model.answer("hola", temperature=1.0, seed=3).token_ids == one.token_ids
+        assert model.answer("hola", temperature=1.0, seed=4).token_ids != one.token_ids
+
+
+def test_stream_is_closed_early(random_bundle: Path) -> None:
+    with mindmerger.load(random_bundle, threads=1) as model:
+        stream = model.generate("hola")
+        first = next(stream)
+        with pytest.raises(InputError, match="not finished"):
+            _ = stream.result
+        with pytest.raises(InputError, match="still reads"):
+            model.answer("hola")
+        stream.close()
+        assert stream.result.finish_reason == "cancelled"
+        assert stream.result.text == first
+        assert list(stream) == []
+        # a stream that is dropped frees the model too, and one that never began never took it
+        half = model.generate("hola")
+        next(half)
+        del half
+        model.generate("hola")
+        assert model.answer("hola").text
+
+
+def test_cancel_from_another_thread(random_bundle: Path) -> None:
+    with mindmerger.load(random_bundle, threads=1) as model:
+        stream = model.generate("hola", max_new_tokens=200)
+        next(stream)
+        thread = threading.Thread(target=model.cancel)
+        thread.start()
+        thread.join()
+        rest = list(stream)
+        assert stream.result.finish_reason == "cancelled" and len(rest) < 5
+        assert model.answer("hola").finish_reason != "cancelled"
+
+
+def test_threads_get_the_same_answers(random_bundle: Path) -> None:
+    questions = [f"pregunta {i}" for i in range(6)]
+    with mindmerger.load(random_bundle, threads=1) as model:
+        alone = [model.answer(question).token_ids for question in questions]
+        found: dict[tuple[int, int], tuple[int, ...]] = {}
+
+        def work(worker: int) -> None:
+            for i, question in enumerate(questions):
+                found[worker, i] = model.answer(question).token_ids
+
+        threads = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(found) == 24
+    assert all(ids == alone[i] for (_, i), ids in found.items())
+
+
+def test_close_stops_a_running_answer(random_bundle: Path) -> None:
+    model = mindmerger.load(random_bundle, threads=1)
+    began = threading.Event()
+    results = []
+
+    def read() -> None:
+        stream = model.generate("hola", max_new_tokens=200)
+        for _ in stream:
+            began.set()
+            time.sleep(0.005)
+        results.append(stream.result)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    began.wait(5)
+    model.close()
+    model.close()
+    thread.join(5)
+    assert results and results[0].finish_reason == "cancelled"
+    for call in (lambda: model.answer("hola"), lambda: model.prefill("hola")):
+        with pytest.raises(ModelError, match="closed"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens"),
+        ({"max_new_tokens": 100_000}, "context of 256"),
+        ({"temperature": -1}, "temperature"),
+        ({"seed": 1.5}, "seed"),
+        ({"soft_prompt": False, "question_in_prompt": False}, "no question left"),
+    ],
+)
+def test_options_are_refused_before_any_work(random_bundle: Path, options: dict[str, object], words: str) -> None:
+    with mindmerger.load(random_bundle, threads=1) as model, pytest.raises(InputError, match=words):
+        model.generate("hola", **options)  # type: ignore[arg-type]
+
+
+def test_context_overflow_names_the_numbers(random_bundle: Path) -> None:
+    with mindmerger.load(random_bundle, threads=1, context=32) as model:
+        with pytest.raises(InputError, match=r"takes \d+ positions \(23 of the soft prompt.*context of 32"):
+            model.generate("una pregunta muy lar")
+        # without max_new_tokens the answer gets the room that is left
+        result = model.answer("h", question_in_prompt=False)
+        assert result.finish_reason == "length" and len(result.token_ids) == 32 - 5
+
+
+@pytest.mark.parametrize("options", [{"context": 0}, {"context": "many"}, {"threads": 0}, {"threads": 2.5}])
+def test_load_options(random_bundle: Path, options: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        mindmerger.load(random_bundle, **options)  # type: ignore[arg-type]
+
+
+def test_bundle_for_another_llm(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="width"):
+        mindmerger.load(tiny.bundle(tmp_path / "b", recipe=tiny.Recipe(width=32)))
+
+
+def test_baked_bundle(tmp_path: Path) -> None:
+    with mindmerger.load(tiny.bundle(tmp_path / "b", llm="bake"), threads=1) as model:
+        assert model.answer("hola").token_ids
+
+
+def test_public_names() -> None:
+    assert len(mindmerger.__all__) <= 12
+    assert all(getattr(mindmerger, name) is not None for name in mindmerger.__all__)
+    assert mindmerger.__version__
+    with pytest.raises(AttributeError):
+        _ = mindmerger.nonsense

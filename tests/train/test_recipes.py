@@ -1,0 +1,67 @@
+"""Recipes: the shipped ones load, and mistakes are named."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mindmerger.errors import DataError, InputError
+from mindmerger_train.recipe import load_recipe, load_sources
+
+RECIPES = sorted((Path(__file__).parents[2] / "models" / "recipes" / "nano").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_load(path):
+    recipe = load_recipe(path)
+    assert recipe.schedule.tokens > 0
+    assert recipe.data
+
+
+def test_overrides():
+    recipe = load_recipe(RECIPES[0], ["schedule.lr=2e-3", "rank=4", "data.gsm8k.languages=['en']"])
+    assert (recipe.schedule.lr, recipe.rank) == (2e-3, 4)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("schedule.speed=1", "unknown key 'speed'"), ("stage=dance", "none of reason"), ("rank", "KEY=VALUE")],
+)
+def test_wrong_keys_are_named(override, message):
+    with pytest.raises(InputError, match=message):
+        load_recipe(RECIPES[0], [override])
+
+
+def test_missing_and_damaged_recipes(tmp_path):
+    with pytest.raises(InputError, match="no recipe"):
+        load_recipe(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("= 3")
+    with pytest.raises(InputError, match="no TOML"):
+        load_recipe(tmp_path / "bad.toml")
+
+
+def test_unknown_source_and_missing_data(tmp_path):
+    recipe = load_recipe(RECIPES[0])
+    with pytest.raises(DataError, match="is missing"):
+        load_sources(recipe, tmp_path)
+    other = load_recipe(RECIPES[0], ["data={secret={weight=1}}"])
+    with pytest.raises(DataError, match="unknown data source 'secret'"):
+        load_sources(other, tmp_path)
+
+
+def test_the_command_says_what_is_wrong(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "mindmerger_train.cli", "--config", str(RECIPES[0]), "--data", str(tmp_path), "--out", "x"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert result.returncode == 7
+    assert result.stderr.strip().splitlines()[-1].startswith("mm-train: training data")
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
