@@ -7,7 +7,6 @@ rotary pair interleaved.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +82,7 @@ def write_adapter(path: Path, pairs: dict[str, Pair], alpha: float, config: Any,
         writer.write_tensors_to_file()
     finally:
         writer.close()
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def read_adapter(path: Path, config: Any) -> tuple[dict[str, Pair], float]:

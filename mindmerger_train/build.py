@@ -82,4 +82,5 @@ def row_maker(recipe: Recipe, checkpoint: Checkpoint) -> RowMaker:
         checkpoint.prompt,
         encoders.load_tokenizer(checkpoint.encoder) if needs_encoder else None,
         recipe.sources,
+        calculator=checkpoint.calculator and recipe.stage != "mapping",
     )

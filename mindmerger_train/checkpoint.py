@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +62,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype = t
     state = {key: value.detach().to(dtype).contiguous() for key, value in checkpoint.merger.state_dict().items()}
     temporary = folder / (WEIGHTS_FILE + ".part")
     save_file(state, temporary, metadata={"format": FORMAT, "format_version": FORMAT_VERSION})
-    os.replace(temporary, folder / WEIGHTS_FILE)
+    temporary.replace(folder / WEIGHTS_FILE)
     config = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -78,7 +77,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype = t
     }
     temporary = folder / (CONFIG_FILE + ".part")
     temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / CONFIG_FILE)
+    temporary.replace(folder / CONFIG_FILE)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -94,7 +93,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} is damaged: {error}") from error
     if config.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / CONFIG_FILE} does not say \"format\": \"{FORMAT}\"")
+        raise CheckpointError(f'{folder / CONFIG_FILE} does not say "format": "{FORMAT}"')
     if str(config.get("format_version", "")).split(".")[0] != FORMAT_VERSION.split(".")[0]:
         raise CheckpointError(
             f"{folder} has checkpoint format {config.get('format_version')}, this version reads {FORMAT_VERSION}: update"
@@ -167,5 +166,5 @@ def copy_adapter(source: Path, folder: Path) -> tuple[str, str]:
     if source.resolve() != target.resolve():
         temporary = target.with_name(target.name + ".part")
         shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
+        temporary.replace(target)
     return target.name, file_sha256(target)

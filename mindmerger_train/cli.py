@@ -9,6 +9,7 @@ import click
 
 from mindmerger.errors import MindMergerError
 
+
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
@@ -27,11 +28,21 @@ Exit codes: 0 done, 2 wrong command line, 3 bad recipe, 6 bad checkpoint, 7 bad 
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of training data.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the result, log and state.")
 @click.option("--merger", type=str, help="Checkpoint to start from (a folder, or a name in models/).")
-@click.option("--adapter", type=click.Path(path_type=Path), help="Adapter of the LLM: to go on training (reason) or to use.")
+@click.option(
+    "--adapter", type=click.Path(path_type=Path), help="Adapter of the LLM: to go on training (reason) or to use."
+)
 @click.option("--resume", is_flag=True, help="Go on from the state in the output folder.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe; repeatable.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe; repeatable."
+)
 def main(
-    config: Path, data: Path, out: Path, merger: str | None, adapter: Path | None, resume: bool, overrides: tuple[str, ...]
+    config: Path,
+    data: Path,
+    out: Path,
+    merger: str | None,
+    adapter: Path | None,
+    resume: bool,
+    overrides: tuple[str, ...],
 ) -> None:
     """Train one stage: reason, mapping or augmentation.
 

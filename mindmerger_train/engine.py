@@ -14,7 +14,7 @@ import pickle
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -139,7 +139,9 @@ def train(
             loss, count = task.loss(rows)
         value = float(loss.detach()) / max(1, count)
         if not math.isfinite(value):
-            raise TrainingError(f"the loss is {value} at step {progress.step}; the state before it is in {folder / STATE}")
+            raise TrainingError(
+                f"the loss is {value} at step {progress.step}; the state before it is in {folder / STATE}"
+            )
         accelerator.backward(loss / max(1, count))
         norm = accelerator.clip_grad_norm_(parameters, schedule.clip)
         optimiser.step()
@@ -204,7 +206,7 @@ def _log(folder: Path, progress: Progress, schedule: Schedule, recent: _Recent, 
     )
 
 
-def _append(folder: Path, line: dict[str, object]) -> None:
+def _append(folder: Path, line: Mapping[str, object]) -> None:
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(line) + "\n")
 
@@ -244,14 +246,12 @@ def _save_state(folder: Path, module: nn.Module, optimiser: torch.optim.Optimize
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    torch.save(
-        {"parameters": _trained_state(module), "optimiser": optimiser.state_dict()}, temporary / "state.pt"
-    )
+    torch.save({"parameters": _trained_state(module), "optimiser": optimiser.state_dict()}, temporary / "state.pt")
     (temporary / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        os.replace(folder, old)
-    os.replace(temporary, folder)
+        folder.replace(old)
+    temporary.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 

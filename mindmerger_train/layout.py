@@ -20,11 +20,15 @@ ROWS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Row:
-    """One example in ids. `encoder_ids` None: no soft prompt. `prompt_ids` empty: no prompt part."""
+    """One example in ids. `encoder_ids` None: no soft prompt. `prompt_ids` empty: no prompt part.
+
+    `given` are the positions within `label_ids` that the LLM is shown but not asked for (what the calculator writes).
+    """
 
     encoder_ids: Sequence[int] | None
     prompt_ids: Sequence[int]
     label_ids: Sequence[int]
+    given: frozenset[int] = frozenset()
 
     def length(self) -> int:
         """Positions that the LLM sees, BOS and boundary included."""
@@ -59,7 +63,8 @@ def assemble(
         parts = [tokens[: len(head)], *([soft.to(tokens.dtype)] if soft is not None else []), tokens[len(head) :]]
         sequence = torch.cat(parts)
         sequences.append(sequence)
-        labels.append([IGNORED] * (len(sequence) - len(row.label_ids)) + list(row.label_ids))
+        asked = [IGNORED if index in row.given else label for index, label in enumerate(row.label_ids)]
+        labels.append([IGNORED] * (len(sequence) - len(asked)) + asked)
     longest = max(len(sequence) for sequence in sequences)
     embeddings = torch.stack(
         [nn.functional.pad(sequence, (0, 0, longest - len(sequence), 0)) for sequence in sequences]
@@ -99,9 +104,11 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
 def response_loss(llm: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
     """Sum of −log p over the response tokens (float32 scalar), and how many they are. The LLM's head must be frozen."""
-    hidden = cast(Any, llm).model(
-        inputs_embeds=batch.embeddings, attention_mask=batch.mask, use_cache=False
-    ).last_hidden_state
+    hidden = (
+        cast(Any, llm)
+        .model(inputs_embeds=batch.embeddings, attention_mask=batch.mask, use_cache=False)
+        .last_hidden_state
+    )
     targets = batch.labels[:, 1:]
     wanted = targets != IGNORED
     loss = cast(

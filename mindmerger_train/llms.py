@@ -71,9 +71,7 @@ class LLMTokenizer:
         self._tokenizer = tokenizer
 
     def encode(self, text: str) -> list[int]:
-        return cast(
-            list[int], self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        )
+        return cast(list[int], self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def decode(self, ids: list[int]) -> str:
         return cast(str, self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -86,7 +84,9 @@ def _location(spec: LLMSpec) -> dict[str, Any]:
         return {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     folder = Path(spec.source)
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"no LLM at {folder}: expected {PACKAGE_SOURCE!r} or a Hugging Face folder with config.json")
+        raise CheckpointError(
+            f"no LLM at {folder}: expected {PACKAGE_SOURCE!r} or a Hugging Face folder with config.json"
+        )
     return {"pretrained_model_name_or_path": folder}
 
 

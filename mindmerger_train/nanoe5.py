@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +48,7 @@ class E5Tensor:
     name: str
     elements: int
     quantised: bool
-    raw: npt.NDArray[np.void] | npt.NDArray[np.float32]
+    raw: npt.NDArray[Any]
 
     def values(self) -> npt.NDArray[np.float32]:
         """All elements as a flat float32 array; Q4_0 is `scale · (nibble − 8)`."""
@@ -92,7 +93,8 @@ def read_e5(path: Path) -> tuple[E5Sizes, dict[str, E5Tensor]]:
         (block,) = take("<i")
         if block != BLOCK:
             raise CheckpointError(f"{path} has quantisation blocks of {block}; this reader knows {BLOCK}")
-        sizes = E5Sizes(*ints, eps=float(eps))
+        hidden, layers, heads, ffn, vocabulary, positions, types = ints
+        sizes = E5Sizes(hidden, layers, heads, ffn, vocabulary, positions, types, float(eps))
         pieces = int(take("<5i")[0])
         (blob,) = take("<Q")
         position += 4 * (pieces + 1) + 4 * pieces + int(blob)

@@ -75,7 +75,12 @@ def linear_start(
         if gram is None or cross is None or state_sum is None or target_sum is None:
             gram, cross, state_sum, target_sum = x.T @ x, x.T @ y, x.sum(0), y.sum(0)
         else:
-            gram, cross, state_sum, target_sum = gram + x.T @ x, cross + x.T @ y, state_sum + x.sum(0), target_sum + y.sum(0)
+            gram, cross, state_sum, target_sum = (
+                gram + x.T @ x,
+                cross + x.T @ y,
+                state_sum + x.sum(0),
+                target_sum + y.sum(0),
+            )
         count += len(x)
         print(f"\rlinear start: {start + len(chunk)}/{len(usable)} texts", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)

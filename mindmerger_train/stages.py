@@ -11,6 +11,7 @@ In all of them `source_dropout` leaves out one source for a share of the example
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,9 @@ from mindmerger_train.data.sources import Example
 from mindmerger_train.encoders import Encoder, pad_right
 from mindmerger_train.layout import Row, assemble, response_loss
 from mindmerger_train.llms import LLMTokenizer, PromptSpec
+
+# Split with one group: odd parts are what stands between `<<…=` and the end of `>>`.
+_CALCULATED = re.compile(r"(?<==)([^<>=]*>>)")
 
 STAGES = ("reason", "mapping", "augmentation")
 
@@ -56,6 +60,7 @@ class RowMaker:
     prompt: PromptSpec
     encoder_tokenizer: Tokenizer | None
     sources: Sources
+    calculator: bool = False
 
     def rows(self, examples: Iterator[Example], seed: int) -> Iterator[Row]:
         generator = random.Random(seed)
@@ -71,9 +76,26 @@ class RowMaker:
         if encoded is not None:
             if self.encoder_tokenizer is None:
                 raise CheckpointError(f"stage {self.stage}: rows with a soft prompt need an encoder")
-            encoder_ids = self.encoder_tokenizer.encode(encoded).ids
-        prompt_ids = self.tokenizer.encode(self.prompt.render(question)) if question is not None else []
-        return Row(encoder_ids, prompt_ids, [*self.tokenizer.encode(label), self.prompt.eos_id])
+            encoder_ids = self.encoder_tokenizer.encode(encoded.strip()).ids
+        prompt_ids = self.tokenizer.encode(self.prompt.render(question.strip())) if question is not None else []
+        label_ids, given = self._labels(label)
+        return Row(encoder_ids, prompt_ids, [*label_ids, self.prompt.eos_id], given)
+
+    def _labels(self, text: str) -> tuple[list[int], frozenset[int]]:
+        """Ids of the response; with a calculator, the positions of what it writes (`42>>` of `<<15+27=42>>`).
+
+        Cut and tokenised as the runtime does it: what is forced is tokenised on its own.
+        """
+        if not self.calculator:
+            return self.tokenizer.encode(text), frozenset()
+        ids: list[int] = []
+        given: set[int] = set()
+        for index, part in enumerate(_CALCULATED.split(text)):
+            part_ids = self.tokenizer.encode(part) if part else []
+            if index % 2:
+                given.update(range(len(ids), len(ids) + len(part_ids)))
+            ids += part_ids
+        return ids, frozenset(given)
 
 
 class MergedTask:

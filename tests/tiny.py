@@ -61,7 +61,7 @@ def token_id(text: str) -> int:
     return vocabulary().index(text.replace(" ", "Ġ").replace("\n", "Ċ"))
 
 
-def _write_llm(path: Path, tensors: dict[str, Array], blocks: int, tied: bool, quantised: str | None = None) -> Path:
+def _write_llm(path: Path, tensors: dict[str, Array], blocks: int, quantised: str | None = None) -> Path:
     import gguf
 
     writer = gguf.GGUFWriter(path, "llama")
@@ -128,24 +128,21 @@ def random_llm(path: Path, *, seed: int = 0, blocks: int = 2, quantised: str | N
     tensors = {"token_embd.weight": draw((len(vocabulary()), WIDTH)), "output_norm.weight": np.ones(WIDTH, np.float32)}
     tensors |= _block_tensors(draw, blocks, silent=False)
     tensors["output.weight"] = draw((len(vocabulary()), WIDTH))
-    return _write_llm(path, tensors, blocks, tied=False, quantised=quantised)
+    return _write_llm(path, tensors, blocks, quantised=quantised)
 
 
 def scripted_llm(path: Path, successors: dict[str, str | int]) -> Path:
     """An LLM that says after each token the one that `successors` names (STOP where it names none)."""
     rng = np.random.default_rng(0)
     embeddings = rng.standard_normal((len(vocabulary()), WIDTH)).astype(np.float32)
-    output = np.zeros_like(embeddings)
     named = {
         token_id(token): next_ if isinstance(next_, int) else token_id(next_) for token, next_ in successors.items()
     }
-    for token in range(len(vocabulary())):
-        output[named.get(token, STOP)] += embeddings[token]
     tensors = {"token_embd.weight": embeddings, "output_norm.weight": np.ones(WIDTH, np.float32)}
     tensors |= _block_tensors(lambda shape: np.zeros(shape, np.float32), 1, silent=True)
     # 300 random directions in 64 dimensions: only what a token was made for may score
     tensors["output.weight"] = _exact_successors(embeddings, named)
-    return _write_llm(path, tensors, 1, tied=False)
+    return _write_llm(path, tensors, 1)
 
 
 def _exact_successors(embeddings: Array, named: dict[int, int]) -> Array:

@@ -77,7 +77,7 @@ def export_graph(module: MergerModule, metadata: dict[str, str]) -> Any:
             opset_version=_OPSET,
             input_names=list(INPUTS),
             output_names=[OUTPUT],
-            dynamic_shapes={name: axes for name in INPUTS},
+            dynamic_shapes=dict.fromkeys(INPUTS, axes),
             verbose=False,
         )
     if program is None:

@@ -40,9 +40,7 @@ class LLMFiles:
     kind: str
 
 
-def prepare_llm(
-    checkpoint: Checkpoint, folder: Path, mode: str, type: str | None, ready: Path | None
-) -> LLMFiles:
+def prepare_llm(checkpoint: Checkpoint, folder: Path, mode: str, type: str | None, ready: Path | None) -> LLMFiles:
     """Put the LLM's files into `folder`.
 
     `ready`: a GGUF that is taken as it is. Mode `package`: the LLM stays in its Python package, its adapter is baked in by
@@ -231,7 +229,9 @@ def read_gguf(path: Path) -> Any:
     try:
         return GGUFReader(path)
     except Exception as error:  # a damaged file ends in any of ValueError, IndexError, KeyError …
-        raise BundleError(f"{path} is not a readable GGUF file ({str(error)[:100]}): install or export it again") from None
+        raise BundleError(
+            f"{path} is not a readable GGUF file ({str(error)[:100]}): install or export it again"
+        ) from None
 
 
 @dataclass(frozen=True)

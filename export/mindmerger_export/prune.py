@@ -94,7 +94,9 @@ def prune(tokenizer: Path, texts: Sequence[str], rows: int, max_pieces: int | No
     characters = _characters(original, texts)
     must = _must_keep(document, pieces, characters)
     if max_pieces is not None and max_pieces < must.sum():
-        raise InputError(f"--max-pieces must be at least {must.sum()}: so many are special tokens or characters in the texts")
+        raise InputError(
+            f"--max-pieces must be at least {must.sum()}: so many are special tokens or characters in the texts"
+        )
     chosen = _choose(pieces, counts, must, characters, max_pieces)
     keep = np.flatnonzero(chosen)
     if keep[-1] >= rows:
@@ -140,7 +142,9 @@ def _script(character: str) -> str:
     return unicodedata.name(character, "").split(" ")[0].split("-")[0]
 
 
-def _must_keep(document: dict[str, Any], pieces: list[tuple[str, float]], characters: set[str]) -> npt.NDArray[np.bool_]:
+def _must_keep(
+    document: dict[str, Any], pieces: list[tuple[str, float]], characters: set[str]
+) -> npt.NDArray[np.bool_]:
     must = np.zeros(len(pieces), dtype=bool)
     if document["model"].get("unk_id") is not None:
         must[document["model"]["unk_id"]] = True
@@ -232,7 +236,9 @@ def _remap(document: dict[str, Any], keep: Ids) -> dict[str, Any]:
     return result
 
 
-def _check(pruned: Any, texts: Sequence[str], before: Sequence[npt.NDArray[np.int32]], keep: Ids, chosen: npt.NDArray[np.bool_]) -> int:
+def _check(
+    pruned: Any, texts: Sequence[str], before: Sequence[npt.NDArray[np.int32]], keep: Ids, chosen: npt.NDArray[np.bool_]
+) -> int:
     """How many texts keep their segmentation. ParityError when one whose pieces are all kept does not."""
     same = 0
     for text, old, new in zip(texts, before, _encode(pruned, texts), strict=True):

@@ -162,6 +162,8 @@ def ntrex(folder: Path, languages: Sequence[str] = (), longest: int = 10_000) ->
         if len(lines) != len(english):
             raise DataError(f"{path} has {len(lines)} lines, {folder / 'en.txt'} has {len(english)}")
         examples += [
-            Example(path.stem, text, source) for text, source in zip(lines, english, strict=True) if len(source) <= longest
+            Example(path.stem, text, source)
+            for text, source in zip(lines, english, strict=True)
+            if len(source) <= longest
         ]
     return examples

@@ -70,7 +70,9 @@ def ask(bundle: str | None, threads: int, tokens: int, items: list[Item], result
 
     with mindmerger.load(bundle, threads=threads) as model:
         for item in items:
-            answer = model.answer(item.question, max_new_tokens=tokens, temperature=0.0, soft_prompt=item.mode == "merge")
+            answer = model.answer(
+                item.question, max_new_tokens=tokens, temperature=0.0, soft_prompt=item.mode == "merge"
+            )
             results.put(
                 {
                     "key": item.key,
@@ -93,7 +95,7 @@ def table(rows: list[dict[str, object]]) -> str:
         for language in (row["language"], "all"):
             asked[language, row["mode"]] += 1
             right[language, row["mode"]] += bool(row["right"])
-    languages = sorted({language for language, _ in asked} - {"all"}) + ["all"]
+    languages = [*sorted({language for language, _ in asked} - {"all"}), "all"]
     lines = ["| language | questions | merge | LLM alone |", "|---|---:|---:|---:|"]
     for language in languages:
         cells = []

@@ -60,5 +60,7 @@ def tiny_checkpoint(request: pytest.FixtureRequest) -> tuple[Encoder, nn.Module,
     merger = Merger(64, WIDTH)
     with torch.no_grad():
         merger.end_boundary.normal_()
-    spec = EncoderSpec("nowhere", request.param, request.param, 32 if request.param == "bert" else 64, encoder.layers, 64)
+    spec = EncoderSpec(
+        "nowhere", request.param, request.param, 32 if request.param == "bert" else 64, encoder.layers, 64
+    )
     return encoder, tiny_llama(), Checkpoint(merger, spec, LLMSpec("nowhere", "tiny", "llama", WIDTH), PROMPT)

@@ -30,7 +30,9 @@ def test_gsm8k_translations_are_joined_by_index(tmp_path):
     assert examples[-1] == Example("es", "¿P2?", "Q2?", "<<2+1=3>>\n#### 3")
 
 
-@pytest.mark.parametrize("line", ['{"gsm8k_index": 9, "question": "x"}', '{"question": "x"}', "{", '{"gsm8k_index": 0}'])
+@pytest.mark.parametrize(
+    "line", ['{"gsm8k_index": 9, "question": "x"}', '{"question": "x"}', "{", '{"gsm8k_index": 0}']
+)
 def test_gsm8k_bad_rows_name_file_and_line(tmp_path, line):
     write_gsm8k(tmp_path / "g")
     (tmp_path / "g" / "es.jsonl").write_text(line)
@@ -48,7 +50,9 @@ def test_equations_become_annotated_steps():
 
 def test_mawps_rows(tmp_path):
     path = tmp_path / "train.csv"
-    path.write_text('Question,Numbers,Equation,Answer\n"He has number0 pens , and number1 more . All ?",3.0 4.0,+ number0 number1,7.0\n')
+    path.write_text(
+        'Question,Numbers,Equation,Answer\n"He has number0 pens , and number1 more . All ?",3.0 4.0,+ number0 number1,7.0\n'
+    )
     (example,) = sources.mawps_asdiv(path)
     assert example.query in {"He has 3 pens , and 4 more . All ?", "He has 3 pens, and 4 more. All?"}
     assert example.response == "3 + 4 = <<3+4=7>>7\n#### 7"

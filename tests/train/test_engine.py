@@ -10,21 +10,23 @@ import pytest
 import torch
 
 from mindmerger.errors import CheckpointError
-from mindmerger_train.engine import Schedule, TrainingError, train
-from mindmerger_train.layout import Row
-from mindmerger_train.stages import MergedTask
-from tests.train.conftest import PROMPT, tiny_encoder, tiny_llama
 from mindmerger_train.checkpoint import Checkpoint, load_checkpoint
 from mindmerger_train.encoders import EncoderSpec
+from mindmerger_train.engine import Schedule, TrainingError, train
+from mindmerger_train.layout import Row
 from mindmerger_train.llms import LLMSpec
 from mindmerger_train.merger import Merger
+from mindmerger_train.stages import MergedTask
+from tests.train.conftest import PROMPT, tiny_encoder, tiny_llama
 
 
 def make_task():
     torch.manual_seed(4)
     encoder = tiny_encoder("bert")
     spec = EncoderSpec("nowhere", "tiny", "bert", 32, (1, 3), 64)
-    return MergedTask(tiny_llama(), encoder, Checkpoint(Merger(64, 64), spec, LLMSpec("x", "tiny", "llama", 64), PROMPT))
+    return MergedTask(
+        tiny_llama(), encoder, Checkpoint(Merger(64, 64), spec, LLMSpec("x", "tiny", "llama", 64), PROMPT)
+    )
 
 
 def stream():
@@ -43,7 +45,7 @@ def run(folder, steps, **options):
 
 
 def test_training_lowers_the_loss_and_writes_a_checkpoint(tmp_path):
-    task, progress = run(tmp_path, 40)
+    _, progress = run(tmp_path, 40)
     assert (progress.step, progress.tokens) == (40, 40 * ROW_TOKENS)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]

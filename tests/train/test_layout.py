@@ -17,14 +17,20 @@ ROWS = [
 ]
 
 
-def published_loss(encoder: Encoder, llm: nn.Module, checkpoint: Checkpoint, rows: list[Row], prompts: bool) -> torch.Tensor:
+def published_loss(
+    encoder: Encoder, llm: nn.Module, checkpoint: Checkpoint, rows: list[Row], prompts: bool
+) -> torch.Tensor:
     """Each part padded on its own, the whole squeezed: padding to the left, all-padding columns dropped."""
     embed = llm.get_input_embeddings()
     ids, encoder_mask = pad_right([row.encoder_ids for row in rows])
     mapped = checkpoint.merger.mlp(encoder(ids, encoder_mask))
     count = len(rows)
     ones = torch.ones(count, 1, dtype=torch.int64)
-    parts = [embed(torch.full((count, 1), checkpoint.prompt.bos_id)), mapped, checkpoint.merger.end_boundary.expand(count, 1, -1)]
+    parts = [
+        embed(torch.full((count, 1), checkpoint.prompt.bos_id)),
+        mapped,
+        checkpoint.merger.end_boundary.expand(count, 1, -1),
+    ]
     masks = [ones, encoder_mask, ones]
 
     def left(sequences: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -70,14 +70,18 @@ def test_adapter_round_trip_and_addition(tmp_path):
     add_adapter(changed, tmp_path / "adapter.gguf")
     name = "layers.1.self_attn.q_proj"
     before, after = (dict(m.named_modules())[f"model.{name}"].weight for m in (llm, changed))
-    torch.testing.assert_close(after - before, torch.from_numpy(2.0 * pairs[name].b @ pairs[name].a), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        after - before, torch.from_numpy(2.0 * pairs[name].b @ pairs[name].a), atol=1e-4, rtol=1e-4
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["adapter.gguf"]
 
 
 def test_the_trained_adapter_is_the_written_adapter(tmp_path):
     """What LoRA layers compute in training is what the weights compute after the file was added to them."""
     write_adapter(tmp_path / "adapter.gguf", tiny_pairs(), 4.0, tiny_llama().config, "test")
-    checkpoint = Checkpoint(Merger(64, 64), EncoderSpec("x", "x", "bert", 64, (), 64), LLMSpec("x", "x", "llama", 64), PROMPT)
+    checkpoint = Checkpoint(
+        Merger(64, 64), EncoderSpec("x", "x", "bert", 64, (), 64), LLMSpec("x", "x", "llama", 64), PROMPT
+    )
     llm = tiny_llama()
     task = ReasonTask(llm, None, checkpoint, rank=4, start=tmp_path / "adapter.gguf")
     ids = torch.tensor([[1, 20, 30, 40]])

@@ -55,7 +55,17 @@ def test_unknown_source_and_missing_data(tmp_path):
 
 def test_the_command_says_what_is_wrong(tmp_path):
     result = subprocess.run(
-        [sys.executable, "-m", "mindmerger_train.cli", "--config", str(RECIPES[0]), "--data", str(tmp_path), "--out", "x"],
+        [
+            sys.executable,
+            "-m",
+            "mindmerger_train.cli",
+            "--config",
+            str(RECIPES[0]),
+            "--data",
+            str(tmp_path),
+            "--out",
+            "x",
+        ],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -1,0 +1,166 @@
+"""`mm-export`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from mindmerger.errors import InputError, MindMergerError
+
+_PRECISIONS = ("fp32", "w8", "w4")
+_LLM_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Examples:
+  mm-export --checkpoint runs/augmentation --out my-bundle
+  mm-export --checkpoint mindmerger --llm package --prune-text texts/ --max-pieces 64000
+  mm-export --checkpoint runs/augmentation --precision fp32 --llm-type f16 --out exact
+
+The bundle is compared with torch before it gets its name: rows of the graph, injected rows against the LLM's token path,
+logits and greedy answers. A figure out of bounds fails the export and leaves nothing. The figures are in manifest.json.
+
+Progress goes to stderr; the bundle's folder goes to stdout.
+Exit codes: 0 done, 2 wrong command line, 3 bad option or existing folder, 4 missing package or damaged GGUF, 5 no space
+or memory, 6 bad checkpoint, 7 unreadable text, 8 the bundle does not compute what torch computed, 130 interrupted.""",
+)
+@click.option(
+    "--checkpoint", required=True, metavar="NAME|DIR", help="A folder that mm-train wrote, or a name in models/."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="The bundle's folder. [default: CHECKPOINT/bundle]"
+)
+@click.option(
+    "--precision",
+    type=click.Choice(_PRECISIONS),
+    default="w8",
+    show_default=True,
+    help="Weights of the graph: fp32 as they are; w8 8-bit matrices and a 4-bit table; w4 all 4-bit. Weights that were "
+    "4-bit before stay exactly as they are.",
+)
+@click.option(
+    "--languages",
+    metavar="CODES",
+    help="What the manifest names as its languages, as es,sw,bn. [default: the checkpoint's]",
+)
+@click.option(
+    "--prune-text",
+    "prune_texts",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Cut the encoder's vocabulary down to what this text needs: a .txt, .tsv or .jsonl file or a folder of them; "
+    "repeatable. Unseen words fall apart into characters.",
+)
+@click.option(
+    "--max-pieces",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Keep at most N pieces: the most frequent ones and single characters.",
+)
+@click.option(
+    "--llm",
+    type=click.Choice(["embed", "package"]),
+    default="embed",
+    show_default=True,
+    help="embed: the LLM as a file of the bundle, its adapter applied. package: name the Python package that ships it; the "
+    "adapter is applied on the user's machine at first use.",
+)
+@click.option(
+    "--llm-type",
+    type=click.Choice(_LLM_TYPES),
+    help="Type of the LLM's matrices. [default: q8_0 where an adapter is applied, else as they are]",
+)
+@click.option(
+    "--llm-gguf", type=click.Path(path_type=Path), metavar="FILE", help="Take this GGUF as the LLM, as it is."
+)
+@click.option(
+    "--context",
+    type=click.IntRange(min=64),
+    default=2048,
+    show_default=True,
+    metavar="N",
+    help="Longest sequence, in tokens, that the bundle offers.",
+)
+@click.option(
+    "--golden",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Golden questions, one a line: LANGUAGE<TAB>QUESTION.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+def main(
+    checkpoint: str,
+    out: Path | None,
+    precision: str,
+    languages: str | None,
+    prune_texts: tuple[Path, ...],
+    max_pieces: int | None,
+    llm: str,
+    llm_type: str | None,
+    llm_gguf: Path | None,
+    context: int,
+    golden: Path | None,
+    force: bool,
+) -> None:
+    """Turn a checkpoint into a bundle that the runtime loads.
+
+    Encoder, mapping and boundary become one ONNX graph, the LLM with its adapter becomes a GGUF, and a manifest says what
+    belongs together, with hashes and the parity report.
+    """
+    try:
+        if llm_gguf is not None and (llm_type is not None or llm == "package"):
+            raise InputError("--llm-gguf takes the file as it is: leave out --llm-type and --llm package")
+        questions = _read_golden(golden) if golden is not None else None
+        # torch and transformers take seconds to import: not before the command line is known to be right.
+        from mindmerger_export.bundle_writer import Request, export_bundle
+
+        request = Request(
+            checkpoint=checkpoint,
+            out=out,
+            precision=precision,
+            languages=tuple(code.strip() for code in (languages or "").split(",") if code.strip()),
+            prune_texts=prune_texts,
+            max_pieces=max_pieces,
+            llm=llm,
+            llm_type=llm_type,
+            llm_gguf=llm_gguf,
+            context=context,
+            force=force,
+            **({} if questions is None else {"golden": questions}),
+        )
+        bundle = export_bundle(request, lambda message: print(f"mm-export: {message}", file=sys.stderr, flush=True))
+    except MindMergerError as error:
+        print(f"mm-export: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("mm-export: interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)
+    print(bundle)
+
+
+def _read_golden(path: Path) -> tuple[tuple[str, str], ...]:
+    """Questions of a file of `LANGUAGE<TAB>QUESTION` lines. Raises InputError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the golden questions {path} cannot be read ({error})") from None
+    questions = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        language, tab, question = line.partition("\t")
+        if not tab or not question.strip():
+            raise InputError(f"{path}, line {number}: expected LANGUAGE<TAB>QUESTION")
+        questions.append((language.strip(), question.strip()))
+    if not questions:
+        raise InputError(f"{path} has no questions")
+    return tuple(questions)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Examples → rows of ids: what each stage sees, and what the calculator takes off the LLM's hands."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from mindmerger.errors import CheckpointError
+from mindmerger_train import llms
+from mindmerger_train.data.sources import Example
+from mindmerger_train.layout import IGNORED, Row, assemble
+from mindmerger_train.stages import RowMaker, Sources
+
+EXAMPLE = Example("es", "¿Cuánto es 2 + 3?", "What is 2 + 3?", "2+3 = <<2+3=5>>5 and <<5*2=10>>10\n#### 10")
+
+
+class Encoding:
+    ids = (0, 7, 2)
+
+
+class EncoderTokenizer:
+    def encode(self, text):
+        return Encoding()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return llms.load_llm_tokenizer(llms.default_spec())
+
+
+def make(tokenizer, stage, sources=None, calculator=True, encoder=True):
+    prompt = llms.default_prompt()
+    sources = sources or Sources()
+    return RowMaker(stage, tokenizer, prompt, EncoderTokenizer() if encoder else None, sources, calculator)
+
+
+def test_mapping_rows_have_no_prompt_and_say_the_text_in_english(tokenizer):
+    row = next(make(tokenizer, "mapping", calculator=False).rows(iter([EXAMPLE]), 0))
+    assert (row.encoder_ids, row.prompt_ids) == ((0, 7, 2), [])
+    assert tokenizer.decode(list(row.label_ids[:-1])) == EXAMPLE.english
+    assert row.label_ids[-1] == 2
+
+
+def test_augmentation_rows_hold_the_original_question(tokenizer):
+    row = next(make(tokenizer, "augmentation").rows(iter([EXAMPLE]), 0))
+    assert tokenizer.decode(list(row.prompt_ids)) == f"Question: {EXAMPLE.query}\nAnswer:\n"
+    assert tokenizer.decode(list(row.label_ids[:-1])) == EXAMPLE.response
+
+
+def test_what_the_calculator_writes_is_given(tokenizer):
+    row = next(make(tokenizer, "augmentation").rows(iter([EXAMPLE]), 0))
+    given = tokenizer.decode([row.label_ids[index] for index in sorted(row.given)])
+    assert given == "5>>10>>"
+    # The same ids as in one piece: cutting must not change what the LLM reads.
+    assert list(row.label_ids[:-1]) == tokenizer.encode(EXAMPLE.response)
+    embed = torch.nn.Embedding(49152, 4)
+    batch = assemble([row], [torch.zeros(4, 4)], embed, 1)
+    asked = [int(label) for label in batch.labels[0] if label != IGNORED]
+    assert len(asked) == len(row.label_ids) - len(row.given)
+    assert row.length() == batch.embeddings.shape[1]
+
+
+def test_without_a_calculator_all_is_asked_for(tokenizer):
+    row = next(make(tokenizer, "augmentation", calculator=False).rows(iter([EXAMPLE]), 0))
+    assert not row.given
+
+
+def test_source_dropout_has_the_given_shares(tokenizer):
+    maker = make(tokenizer, "augmentation", Sources(both=0.5, soft_prompt=0.3, question=0.2))
+    rows = list(maker.rows(itertools.repeat(EXAMPLE, 1000), 0))
+    both = sum(row.encoder_ids is not None and bool(row.prompt_ids) for row in rows)
+    soft = sum(not row.prompt_ids for row in rows)
+    assert 430 < both < 570
+    assert 240 < soft < 360
+    assert all(row.encoder_ids is not None or row.prompt_ids for row in rows)
+
+
+def test_soft_prompts_need_an_encoder(tokenizer):
+    with pytest.raises(CheckpointError, match="need an encoder"):
+        next(make(tokenizer, "augmentation", encoder=False).rows(iter([EXAMPLE]), 0))
+
+
+def test_row_length_counts_bos_and_boundary():
+    assert Row([1, 2], [3], [4, 5]).length() == 1 + 3 + 1 + 2
+    assert Row(None, [3], [4]).length() == 3
