@@ -58,11 +58,22 @@ def _heads(config: Any, tensor: str) -> int:
 
 
 def write_adapter(path: Path, pairs: dict[str, Pair], alpha: float, config: Any, name: str) -> None:
-    """Write `pairs` (keys `layers.N.self_attn.q_proj` …) for an LLM of the architecture `llama`, in float16.
+    """Write `pairs` (keys `layers.N.self_attn.q_proj` …) for an LLM of the architecture `llama`.
 
-    `config` is the LLM's transformers configuration. Written to a temporary name, then renamed.
+    Q8_0 where every row is a multiple of 32 long (so the rank too), else float16: half the bytes, and what is lost is far
+    below what training moves. `config` is the LLM's transformers configuration. Written to a temporary name, then renamed.
     """
-    from gguf import GGUFWriter
+    from gguf import GGMLQuantizationType, GGUFWriter, quants
+
+    small = all(half.shape[1] % 32 == 0 for pair in pairs.values() for half in (pair.a, pair.b))
+
+    def add(tensor: str, values: Matrix) -> None:
+        values = np.ascontiguousarray(values, dtype=np.float32)
+        if small:
+            packed = quants.quantize(values, GGMLQuantizationType.Q8_0)
+            writer.add_tensor(tensor, packed, raw_dtype=GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(tensor, values.astype(np.float16))
 
     temporary = path.with_name(path.name + ".part")
     writer = GGUFWriter(temporary, "llama")
@@ -75,8 +86,8 @@ def write_adapter(path: Path, pairs: dict[str, Pair], alpha: float, config: Any,
             _, block, module = key.split(".", 2)
             tensor = MODULES[module]
             b = permute_rows(pair.b, _heads(config, tensor)) if tensor in _PERMUTED else pair.b
-            writer.add_tensor(f"blk.{block}.{tensor}.weight.lora_a", pair.a.astype(np.float16))
-            writer.add_tensor(f"blk.{block}.{tensor}.weight.lora_b", np.ascontiguousarray(b).astype(np.float16))
+            add(f"blk.{block}.{tensor}.weight.lora_a", pair.a)
+            add(f"blk.{block}.{tensor}.weight.lora_b", b)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -90,7 +101,7 @@ def read_adapter(path: Path, config: Any) -> tuple[dict[str, Pair], float]:
 
     Raises CheckpointError when the file is missing or no adapter.
     """
-    from gguf import GGUFReader
+    from gguf import GGUFReader, quants
 
     if not path.is_file():
         raise CheckpointError(f"the LLM's adapter {path} is missing")
@@ -103,8 +114,8 @@ def read_adapter(path: Path, config: Any) -> tuple[dict[str, Pair], float]:
     halves: dict[str, dict[str, Matrix]] = {}
     for entry in reader.tensors:
         _, block, tensor, _, half = entry.name.split(".")
-        # Without the copy the values live in the file's memory map.
-        values = np.array(entry.data, dtype=np.float32)
+        # Without the copy float values live in the file's memory map.
+        values = np.array(quants.dequantize(entry.data, entry.tensor_type), dtype=np.float32)
         if half == "lora_b" and tensor in _PERMUTED:
             values = unpermute_rows(values, _heads(config, tensor))
         halves.setdefault(f"layers.{block}.{names[tensor]}", {})[half] = values

@@ -19,10 +19,13 @@ from mindmerger_train.ridge import linear_start
 from mindmerger_train.stages import MergedTask, ReasonTask, RowMaker
 
 
-def build_task(recipe: Recipe, sources: Sequence[Source], merger: str | None, adapter: Path | None) -> MergedTask:
+def build_task(
+    recipe: Recipe, sources: Sequence[Source], merger: str | None, adapter: Path | None, *, fresh: bool = True
+) -> MergedTask:
     """The stage's task, ready to train.
 
-    `merger` is the checkpoint to start from; `adapter` the LLM's adapter (for `reason`: where to go on from).
+    `merger` is the checkpoint to start from; `adapter` the LLM's adapter (for `reason`: where to go on from). A run that is
+    not `fresh` will load its weights from its own state, so none are worked out for it here.
     Raises CheckpointError when they do not fit together.
     """
     torch.manual_seed(recipe.schedule.seed)
@@ -37,7 +40,7 @@ def build_task(recipe: Recipe, sources: Sequence[Source], merger: str | None, ad
     encoder = encoders.load_encoder(checkpoint.encoder)
     if recipe.stage == "mapping":
         llm = llms.load_llm(checkpoint.llm, torch.bfloat16)
-        if merger is None and recipe.linear_start:
+        if fresh and merger is None and recipe.linear_start:
             _set_linear_start(checkpoint, encoder, sources)
         return MergedTask(llm, encoder, checkpoint)
     if adapter is not None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from mindmerger.errors import MindMergerError
+from mindmerger.cli import run_body, run_command
 
 
 @click.command(
@@ -16,10 +15,13 @@ from mindmerger.errors import MindMergerError
 Examples:
   mm-train --config models/recipes/nano/1-reason.toml --data DATA --out runs/reason
   mm-train --config models/recipes/nano/2-mapping.toml --data DATA --out runs/mapping
-  mm-train --config models/recipes/nano/4-augmentation.toml --data DATA --out runs/augmentation \\
+  mm-train --config models/recipes/nano/3-augmentation.toml --data DATA --out runs/augmentation \\
            --merger runs/mapping --adapter runs/reason/adapter.gguf
 
+\b
 The folder DATA holds gsm8k/, mawps_asdiv/, tatoeba/ and ntrex/ as their publishers lay them out.
+
+\b
 Progress goes to stderr and to metrics.jsonl in the output folder; the folder's name goes to stdout.
 Exit codes: 0 done, 2 wrong command line, 3 bad recipe, 6 bad checkpoint, 7 bad data, 9 the loss became NaN,
 130 interrupted (start again with --resume).""",
@@ -35,7 +37,7 @@ Exit codes: 0 done, 2 wrong command line, 3 bad recipe, 6 bad checkpoint, 7 bad 
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe; repeatable."
 )
-def main(
+def command(
     config: Path,
     data: Path,
     out: Path,
@@ -49,15 +51,16 @@ def main(
     The encoder and the LLM stay frozen: `reason` trains a LoRA adapter of the LLM, the others train the merger. Stages
     build on each other; give the previous one's result with --merger and --adapter.
     """
-    try:
-        run(config, data, out, merger, adapter, resume, overrides)
-    except MindMergerError as error:
-        print(f"mm-train: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print(f"mm-train: interrupted; go on with --resume (state in {out})", file=sys.stderr)
-        sys.exit(130)
-    print(out)
+
+    def body() -> None:
+        try:
+            run(config, data, out, merger, adapter, resume, overrides)
+        except KeyboardInterrupt:
+            click.echo(f"mm-train: interrupted; go on with --resume (state in {out})", err=True)
+            raise
+        click.echo(out)
+
+    run_body(body)
 
 
 def run(
@@ -82,7 +85,7 @@ def run(
     recipe = load_recipe(config, overrides)
     schedule = recipe.schedule
     sources, held = hold_out(load_sources(recipe, data))
-    task = build_task(recipe, sources, merger, adapter)
+    task = build_task(recipe, sources, merger, adapter, fresh=not resume)
     maker = row_maker(recipe, task.checkpoint)
     held_rows = itertools.islice(maker.rows(draw(held or sources, schedule.seed), schedule.seed), recipe.held_out)
     held_out = cut_by_length(
@@ -96,6 +99,11 @@ def run(
         schedule.seed,
     )
     train(task, stream, held_out, schedule, out, resume=resume)
+
+
+def main() -> None:
+    """The entry point of mm-train."""
+    run_command(command, "mm-train")
 
 
 if __name__ == "__main__":

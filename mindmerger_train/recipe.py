@@ -51,8 +51,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"no recipe {path}") from error
+    except OSError as error:
+        raise InputError(f"no recipe {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no TOML: {error}") from error
     for override in overrides:

@@ -84,7 +84,7 @@ def export_bundle(request: Request, progress: Progress = lambda _message: None) 
     _check_target(out, request.force)
     progress(f"reading the checkpoint {folder}")
     checkpoint = load_checkpoint(folder)
-    with _building(out) as temporary:
+    with _building(out) as temporary, _quiet_transformers():
         _build(request, checkpoint, temporary, progress)
         _publish(temporary, out)
     return out
@@ -277,9 +277,10 @@ def _prove(
         llm = llms.load_llm(checkpoint.llm, adapter=checkpoint.adapter_path())
         llm_tokenizer = llms.load_llm_tokenizer(checkpoint.llm)
     reference = parity.TorchAnswers(checkpoint, module, llm, encoders.load_tokenizer(checkpoint.encoder))
-    exact = request.precision == "fp32" and llm_files.kind in _FLOAT_TYPES
     with load(folder) as model:
-        report["answers"] = parity.check_answers(reference, model, llm_tokenizer, request.golden, exact)
+        report["answers"] = parity.check_answers(
+            reference, model, llm_tokenizer, request.golden, llm_files.kind in _FLOAT_TYPES
+        )
         golden = tuple(
             GoldenInfo(question, language, tuple(model.continuation_ids(question, parity.GREEDY_TOKENS)))
             for language, question in request.golden
@@ -287,6 +288,22 @@ def _prove(
     del llm, reference
     gc.collect()
     return replace(manifest, golden=golden, parity=report)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Its advice and progress bars are about its own loading; stderr is for ours."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -76,6 +76,18 @@ def test_adapter_round_trip_and_addition(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["adapter.gguf"]
 
 
+def test_an_adapter_of_rank_32_is_written_in_8_bits(tmp_path):
+    pairs, llm = tiny_pairs(rank=32), tiny_llama()
+    pairs = {name: pair for name, pair in pairs.items() if not name.endswith("q_proj")}
+    write_adapter(tmp_path / "adapter.gguf", pairs, 32.0, llm.config, "test")
+    read, _ = read_adapter(tmp_path / "adapter.gguf", llm.config)
+    for name, pair in pairs.items():
+        for half, whole in ((read[name].a, pair.a), (read[name].b, pair.b)):
+            assert half.shape == whole.shape
+            assert np.abs(half - whole).max() <= np.abs(whole).max() / 127
+    assert (tmp_path / "adapter.gguf").stat().st_size < 1.3 * sum(p.a.size + p.b.size for p in pairs.values()) + 10_000
+
+
 def test_the_trained_adapter_is_the_written_adapter(tmp_path):
     """What LoRA layers compute in training is what the weights compute after the file was added to them."""
     write_adapter(tmp_path / "adapter.gguf", tiny_pairs(), 4.0, tiny_llama().config, "test")

@@ -1,0 +1,189 @@
+"""What a user can get wrong ends in one sentence, the documented exit code, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from mindmerger.errors import CheckpointError, InputError, MindMergerError, ParityError
+from mindmerger_export import bundle_writer, parity
+from mindmerger_export.bundle_writer import Request, export_bundle
+from mindmerger_export.cli import main
+from mindmerger_train.checkpoint import load_checkpoint, save_checkpoint
+from tests import tiny_torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def checkpoint(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy that a test may damage; its encoder and LLM too."""
+    shutil.copytree(checkpoints["bert"].parent, tmp_path / "models", ignore=shutil.ignore_patterns("exact"))
+    folder = tmp_path / "models" / "checkpoint"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["encoder"]["source"] = str(tmp_path / "models" / "encoder")
+    config["llm"]["source"] = str(tmp_path / "models" / "llm")
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def fails(checkpoint: Path, tmp_path: Path, error: type[MindMergerError], match: str, **options: Any) -> None:
+    target = tmp_path / "results" / "bundle"
+    target.parent.mkdir(exist_ok=True)
+    with pytest.raises(error, match=match) as caught:
+        export_bundle(Request(str(checkpoint), target, precision="fp32", llm_type="f32", **options))
+    assert "\n" not in str(caught.value)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_widths_of_another_llm(checkpoint: Path, tmp_path: Path) -> None:
+    loaded = load_checkpoint(checkpoint)
+    save_checkpoint(replace(loaded, merger=tiny_torch.random_merger(128, 96)), checkpoint)
+    fails(checkpoint, tmp_path, CheckpointError, "does not fit")
+    # Consistent in itself, but the LLM in that place is another one.
+    save_checkpoint(
+        replace(loaded, merger=tiny_torch.random_merger(128, 96), llm=replace(loaded.llm, width=96)), checkpoint
+    )
+    fails(checkpoint, tmp_path, CheckpointError, "width")
+
+
+def test_truncated_and_nan_weights(checkpoint: Path, tmp_path: Path) -> None:
+    path = checkpoint / "merger.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    fails(checkpoint, tmp_path, CheckpointError, "damaged")
+    path.write_bytes(whole)
+    state = load_file(path)
+    state["mlp.linear1.bias"][3] = torch.nan
+    save_file(state, path)
+    fails(checkpoint, tmp_path, CheckpointError, "NaN")
+
+
+def test_damaged_encoder_and_llm(checkpoint: Path, tmp_path: Path) -> None:
+    for part in ("encoder", "llm"):
+        path = checkpoint.parent / part / "model.safetensors"
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        fails(checkpoint, tmp_path, CheckpointError, "cannot be read|damaged")
+        path.write_bytes(whole)
+    path = checkpoint.parent / "encoder" / "model.safetensors"
+    state = load_file(path)
+    state["encoder.layer.0.output.dense.weight"][0, 0] = torch.nan
+    save_file(state, path, metadata={"format": "pt"})
+    fails(checkpoint, tmp_path, MindMergerError, ".")
+
+
+def test_unknown_architecture_names_the_known(checkpoint: Path, tmp_path: Path) -> None:
+    path = checkpoint.parent / "llm" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "model_type": "mamba"}), encoding="utf-8")
+    fails(checkpoint, tmp_path, CheckpointError, "llama")
+
+
+def test_missing_parts(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "adapter.gguf").unlink()
+    fails(checkpoint, tmp_path, CheckpointError, "adapter")
+    (checkpoint.parent / "encoder" / "tokenizer.json").unlink()
+    fails(checkpoint, tmp_path, CheckpointError, "tokenizer.json")
+    fails(tmp_path / "nowhere", tmp_path, CheckpointError, "no checkpoint")
+
+
+def test_bad_options(checkpoint: Path, tmp_path: Path) -> None:
+    fails(checkpoint, tmp_path, InputError, "--prune-text", max_pieces=100)
+    fails(checkpoint, tmp_path, InputError, "package", llm="package")
+    fails(checkpoint, tmp_path, CheckpointError, "no GGUF", llm_gguf=tmp_path / "none.gguf")
+    junk = tmp_path / "junk.gguf"
+    junk.write_bytes(b"GGUFjunk" * 100)
+    fails(checkpoint, tmp_path, MindMergerError, "GGUF", llm_gguf=junk)
+
+
+def test_parity_failure_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = bundle_writer.export_graph
+
+    def wrong(module: Any, metadata: dict[str, str]) -> Any:
+        with torch.no_grad():
+            module.merger.mlp.linear2.bias += 0.001
+            model = real(module, metadata)
+            # The graph shares torch's memory, so the change must outlive the saving: give torch other memory.
+            module.merger.mlp.linear2.bias = torch.nn.Parameter(module.merger.mlp.linear2.bias - 0.001)
+        return model
+
+    monkeypatch.setattr(bundle_writer, "export_graph", wrong)
+    fails(checkpoint, tmp_path, ParityError, "rows differ")
+
+
+def test_no_injection_scale_fails(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = parity.embedding_rows
+    monkeypatch.setattr(parity, "embedding_rows", lambda path, ids: 3 * rows(path, ids))
+    fails(checkpoint, tmp_path, ParityError, "injection_scale")
+
+
+def test_existing_folder(checkpoint: Path, exact: tuple[Path, Path], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "diary.txt").write_text("dear diary", encoding="utf-8")
+    for force in (False, True):
+        with pytest.raises(InputError, match="exists"):
+            export_bundle(Request(str(checkpoint), other, force=force))
+    assert (other / "diary.txt").is_file()
+    mine = tmp_path / "mine"
+    shutil.copytree(exact[1], mine)
+    (mine / "stale").touch()
+    result = CliRunner().invoke(main, ["--checkpoint", str(checkpoint), "--out", str(mine)])
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.startswith("mm-export: ") and result.stderr.count("\n") == 1
+    options = ["--precision", "fp32", "--llm-type", "f16", "--force"]
+    result = CliRunner().invoke(main, ["--checkpoint", str(checkpoint), "--out", str(mine), *options])
+    assert (result.exit_code, result.stdout) == (0, f"{mine}\n"), result.stderr
+    assert not (mine / "stale").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_command_line_errors(checkpoint: Path, tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    assert run(main, ["--help"]).exit_code == 0
+    assert run(main, []).exit_code == 2
+    assert run(main, ["--checkpoint", "x", "--precision", "fp16"]).exit_code == 2
+    assert run(main, ["--checkpoint", str(tmp_path)]).exit_code == 6
+    golden = tmp_path / "golden.tsv"
+    golden.write_text("no tab here\n", encoding="utf-8")
+    result = run(main, ["--checkpoint", str(checkpoint), "--golden", str(golden)])
+    assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
+    result = run(main, ["--checkpoint", str(checkpoint), "--llm-gguf", "x", "--llm-type", "f16"])
+    assert result.exit_code == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to a child process")
+def test_ctrl_c_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    path = os.pathsep.join(str(ROOT / part) for part in ("runtime", "export", "."))
+    target = tmp_path / "results" / "bundle"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mindmerger_export.cli", "--checkpoint", str(checkpoint), "--out", str(target)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "exporting the merger graph" in line:
+            break
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == "" and "Traceback" not in err and err.strip().splitlines()[-1].startswith("mm-export: interrupted")
+    assert list(target.parent.iterdir()) == []
