@@ -48,7 +48,7 @@ def linear_start(
     llm_tokenizer: Tokenizer,
     texts: Sequence[str],
     *,
-    ridge: float = 1e-2,
+    ridge: float = 1e-3,
     batch: int = 64,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight (d, encoder output width) and bias (d,) that map the states of ASCII `texts` to LLM embeddings.

@@ -44,10 +44,8 @@ def unigram_tokenizer(path: Path, size: int = 600) -> int:
 
 def bpe_tokenizer(folder: Path, size: int = 400) -> int:
     """A byte-level BPE as of GPT-2, saved as transformers does. Returns how many tokens it has."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
-
-    from tokenizers import decoders
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

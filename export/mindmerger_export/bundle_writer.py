@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -121,25 +120,20 @@ def _building(out: Path) -> Iterator[Path]:
 def _publish(temporary: Path, out: Path) -> None:
     old = temporary.with_suffix(".old")
     if out.exists():
-        os.replace(out, old)
+        out.replace(old)
     try:
-        os.replace(temporary, out)
+        temporary.replace(out)
     except OSError:
         if old.exists():
-            os.replace(old, out)
+            old.replace(out)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _build(request: Request, checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
-    progress(f"loading the encoder {checkpoint.encoder.name}")
-    with _reading("the encoder"):
-        encoder = encoders.load_encoder(checkpoint.encoder)
-    parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
-    pruned = _prune(request, checkpoint, encoder, folder, progress)
-    module = MergerModule(encoder, checkpoint.merger)
-    graph_files, quantised = _write_graph(request, checkpoint, module, pruned, folder, progress)
-
+    if request.max_pieces is not None and not request.prune_texts:
+        raise InputError("--max-pieces needs --prune-text: it is by a text's words that pieces are chosen")
+    # The LLM first: most of what can be wrong with the request shows here, before anything slow.
     progress("preparing the LLM")
     llm_files = prepare_llm(checkpoint, folder, request.llm, request.llm_type, request.llm_gguf)
     facts = llm_facts(llm_files.gguf)
@@ -147,6 +141,13 @@ def _build(request: Request, checkpoint: Checkpoint, folder: Path, progress: Pro
         raise CheckpointError(
             f"the LLM has width {facts.width} and the checkpoint's merger was trained for {checkpoint.llm.width}"
         )
+    progress(f"loading the encoder {checkpoint.encoder.name}")
+    with _reading("the encoder"):
+        encoder = encoders.load_encoder(checkpoint.encoder)
+    parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
+    pruned = _prune(request, checkpoint, encoder, folder, progress)
+    module = MergerModule(encoder, checkpoint.merger)
+    graph_files, quantised = _write_graph(request, checkpoint, module, pruned, folder, progress)
     prompt = checkpoint.prompt
     vocabulary = len(pruned.keep) if pruned is not None else embedding_table(encoder).num_embeddings
     manifest = Manifest(
@@ -192,8 +193,6 @@ def _prune(
     source = encoders.tokenizer_path(checkpoint.encoder)
     target = folder / TOKENIZER_FILE
     if not request.prune_texts:
-        if request.max_pieces is not None:
-            raise InputError("--max-pieces needs --prune-text: it is by a text's words that pieces are chosen")
         shutil.copyfile(source, target)
         return None
     progress("choosing the pieces of the encoder's vocabulary")
@@ -218,7 +217,7 @@ def _write_graph(
     whole = embedding_table(module.encoder)
     if pruned is not None:
         rows = whole.weight.detach()[torch.from_numpy(pruned.keep)]
-        encoder.set_input_embeddings(nn.Embedding.from_pretrained(rows, freeze=True))
+        encoder.set_input_embeddings(nn.Embedding(len(rows), rows.shape[1], _weight=rows).requires_grad_(False))
     metadata = {
         "role": "merger",
         "name": checkpoint.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -39,8 +40,8 @@ or memory, 6 bad checkpoint, 7 unreadable text, 8 the bundle does not compute wh
     type=click.Choice(_PRECISIONS),
     default="w8",
     show_default=True,
-    help="Weights of the graph: fp32 as they are; w8 8-bit matrices and a 4-bit table; w4 all 4-bit. Weights that were "
-    "4-bit before stay exactly as they are.",
+    help="Weights of the graph: fp32 as they are, w8 in 8 bits, w4 in 4. Weights that were 4-bit before (the embedded "
+    "default's encoder) keep exactly their values in 4 bits.",
 )
 @click.option(
     "--languages",
@@ -60,7 +61,7 @@ or memory, 6 bad checkpoint, 7 unreadable text, 8 the bundle does not compute wh
     "--max-pieces",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Keep at most N pieces: the most frequent ones and single characters.",
+    help="Keep at most N pieces: single characters, then the most frequent ones.",
 )
 @click.option(
     "--llm",
@@ -116,6 +117,8 @@ def main(
         if llm_gguf is not None and (llm_type is not None or llm == "package"):
             raise InputError("--llm-gguf takes the file as it is: leave out --llm-type and --llm package")
         questions = _read_golden(golden) if golden is not None else None
+        # transformers draws bars for its own work; it reads this when it is first imported.
+        os.environ.setdefault("TQDM_DISABLE", "1")
         # torch and transformers take seconds to import: not before the command line is known to be right.
         from mindmerger_export.bundle_writer import Request, export_bundle
 

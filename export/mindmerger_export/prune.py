@@ -171,19 +171,24 @@ def _choose(
     characters: set[str],
     max_pieces: int | None,
 ) -> npt.NDArray[np.bool_]:
-    """What must be kept, then pieces by frequency, then unseen characters of the scripts that occur."""
+    """What must be kept, then single characters of the scripts that occur, then pieces by frequency.
+
+    Characters come before pieces: a word that falls apart is a little worse understood, an `<unk>` is lost.
+    """
     scripts = {_script(character) for character in characters if character.isalpha()}
     single = np.array([len(piece) == 1 and _script(piece) in scripts for piece, _ in pieces])
-    chosen = must | (counts > 0) | single
-    if max_pieces is None or chosen.sum() <= max_pieces:
-        return chosen
-    chosen = must.copy()
-    # Frequent pieces first; a piece that occurs once in all the texts is worth no more than an unseen character.
-    order = np.argsort(-counts, kind="stable")
-    rank = [index for index in order if counts[index] > 1 and not must[index]]
-    rank += [index for index in np.flatnonzero(single & ~must) if counts[index] <= 1]
-    rank += [index for index in order if counts[index] == 1 and not must[index] and not single[index]]
-    chosen[rank[: max_pieces - int(must.sum())]] = True
+    chosen: npt.NDArray[np.bool_] = must | single
+    used = np.flatnonzero((counts > 0) & ~chosen)
+    by_frequency = used[np.argsort(-counts[used], kind="stable")]
+    if max_pieces is None:
+        chosen[used] = True
+    elif chosen.sum() <= max_pieces:
+        chosen[by_frequency[: max_pieces - int(chosen.sum())]] = True
+    else:
+        characters_by_frequency = np.flatnonzero(single & ~must)
+        characters_by_frequency = characters_by_frequency[np.argsort(-counts[characters_by_frequency], kind="stable")]
+        chosen = must.copy()
+        chosen[characters_by_frequency[: max_pieces - int(must.sum())]] = True
     return chosen
 
 

@@ -111,10 +111,10 @@ def _blocks(rows: Floats) -> Floats | None:
 def pack(codes: Codes, bits: int) -> npt.NDArray[np.uint8]:
     """Signed codes (n, k) → `MatMulNBits`' layout (n, k / 32, bytes): offset by half the range, low nibble first."""
     count, width = codes.shape
-    unsigned = (codes.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+    unsigned: npt.NDArray[np.uint8] = (codes.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
     if bits == 4:
-        unsigned = unsigned[:, 0::2] | (unsigned[:, 1::2] << 4)
-    return unsigned.reshape(count, width // BLOCK, BLOCK * bits // 8)
+        unsigned = np.bitwise_or(unsigned[:, 0::2], np.left_shift(unsigned[:, 1::2], 4), dtype=np.uint8)
+    return np.asarray(unsigned.reshape(count, width // BLOCK, BLOCK * bits // 8), dtype=np.uint8)
 
 
 def quantise(model: Any, precision: str, accuracy_level: int = ACCURACY_LEVEL) -> Quantised:
@@ -191,7 +191,7 @@ def _quantise_gather(graph: Any, node: Any, bits: int, done: Quantised) -> None:
     attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": BLOCK}
     if width == 4:
         # Signed 4-bit with no zero point: what `nibble − 8` means, in the operator's own words.
-        stored = ir.Tensor(codes.astype(ml_dtypes.int4))
+        stored: Any = ir.Tensor(codes.astype(ml_dtypes.int4))
     else:
         # The operator has no signed 8-bit form; without zero points it takes 128 off.
         stored = ir.tensor((codes.astype(np.int16) + 128).astype(np.uint8))

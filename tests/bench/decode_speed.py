@@ -1,6 +1,6 @@
 """Decode speed of `generate` against a bare low-level loop over the same GGUF, in one process.
 
-    PYTHONPATH=runtime:. python tests/bench/decode_speed.py [--bundle DIR_OR_NAME] [--tokens 128] [--repeats 7]
+    python tests/bench/decode_speed.py [--bundle DIR_OR_NAME] [--torch CHECKPOINT]
 
 The bare loop is the limit: sample, decode, nothing else: no text, no stop, no checks, no cancelling. Both sides take
 turns, in changing order, from the same number of positions; each pair gives a ratio, and the median of the ratios is
@@ -113,6 +113,55 @@ def measure(bundle: str | None, question: str, tokens: int, repeats: int, thread
         }
 
 
+def torch_reference(checkpoint: str, question: str, tokens: int, repeats: int, threads: int) -> dict[str, Any]:
+    """The papers' way: encoder, mapping and LLM in torch, `generate` of transformers on the joined embeddings.
+
+    In float32 and in bfloat16; `tokens_per_second` is of the decode after the first token, as above, and `seconds` of the
+    whole question. Loading is not counted.
+    """
+    import torch
+
+    from mindmerger_train import encoders, llms
+    from mindmerger_train.checkpoint import load_checkpoint, resolve_checkpoint
+    from mindmerger_train.layout import Row, assemble
+    from mindmerger_train.stages import MergedTask
+
+    torch.set_num_threads(threads)
+    merged = load_checkpoint(resolve_checkpoint(checkpoint))
+    encoder = encoders.load_encoder(merged.encoder)
+    encoder_ids = encoders.load_tokenizer(merged.encoder).encode(question).ids
+    prompt_ids = llms.load_llm_tokenizer(merged.llm).encode(merged.prompt.render(question))
+    figures: dict[str, Any] = {}
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        llm: Any = llms.load_llm(merged.llm, dtype, merged.adapter_path())
+        llm.set_attn_implementation("sdpa")
+        task = MergedTask(llm, encoder, merged)
+
+        def ask(count: int, llm: Any = llm, task: MergedTask = task) -> float:
+            began = perf_counter()
+            row = Row(encoder_ids, prompt_ids, [])
+            batch = assemble([row], task.soft_prompts([row]), llm.get_input_embeddings(), merged.prompt.bos_id)
+            llm.generate(
+                inputs_embeds=batch.embeddings,
+                attention_mask=batch.mask,
+                min_new_tokens=count,
+                max_new_tokens=count,
+                do_sample=False,
+            )
+            return perf_counter() - began
+
+        with torch.no_grad():
+            ask(4)
+            whole = [ask(tokens) for _ in range(repeats)]
+            first = [ask(1) for _ in range(repeats)]
+        seconds = statistics.median(whole)
+        figures[name] = {
+            "tokens_per_second": round((tokens - 1) / (seconds - statistics.median(first)), 1),
+            "seconds": round(seconds, 2),
+        }
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", help="folder or name (default: the default bundle)")
@@ -120,8 +169,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=default_threads())
-    arguments = parser.parse_args()
-    print(json.dumps(measure(**vars(arguments)), indent=2))
+    parser.add_argument("--torch", metavar="CHECKPOINT", help="also the papers' way, with this checkpoint")
+    arguments = vars(parser.parse_args())
+    checkpoint = arguments.pop("torch")
+    figures = measure(**arguments)
+    if checkpoint:
+        arguments.pop("bundle")
+        figures["torch"] = torch_reference(checkpoint, **{**arguments, "repeats": min(3, arguments["repeats"])})
+    print(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

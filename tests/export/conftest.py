@@ -6,9 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from mindmerger_export.bundle_writer import Request, export_bundle
 from tests import tiny_torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tiny models lose more to threads that wait for each other than they gain."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")

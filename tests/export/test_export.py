@@ -87,8 +87,9 @@ def test_greedy_continuation_matches_torch(exact: tuple[Path, Path]) -> None:
     with mindmerger.load(bundle) as model:
         answers = [parity.compare_answer(reference, model, tokenizer, text) for text in texts]
     # llama.cpp keeps keys and values in f16: only a near tie may fall the other way.
-    assert all(answer.margin is None or answer.margin < 0.02 for answer in answers)
-    assert sum(answer.place is None for answer in answers) >= 0.95 * len(answers)
+    # A random model has many: its logits are noise.
+    assert all(answer.margin is None or answer.margin < 0.01 for answer in answers)
+    assert sum(answer.place is None for answer in answers) >= 0.6 * len(answers)
     assert max(answer.kl for answer in answers) < 1e-4
 
 

@@ -62,7 +62,7 @@ def test_special_tokens_have_their_new_ids(tokenizer: Path) -> None:
 
 def test_unseen_words_fall_apart_into_characters(tokenizer: Path) -> None:
     after = Tokenizer.from_str(prune(tokenizer, [SENTENCES["es"]], rows(tokenizer)).tokenizer_json)
-    assert 3 not in after.encode("Zebra 0123456789, apple? (yes!)").ids
+    assert 3 not in after.encode("banana 2 + 5, melon ratona").ids
 
 
 def test_max_pieces_keeps_the_frequent_ones(tokenizer: Path) -> None:

@@ -16,6 +16,7 @@ from mindmerger_train.checkpoint import Checkpoint, copy_adapter, load_checkpoin
 from mindmerger_train.encoders import EncoderSpec, load_encoder
 from mindmerger_train.llms import LLMSpec, PromptSpec, load_llm
 from mindmerger_train.merger import Mapping, Merger
+from mindmerger_train.publish import publish
 from mindmerger_train.ridge import overlap_means
 from mindmerger_train.stages import ReasonTask
 from tests.train.conftest import PROMPT, tiny_llama
@@ -187,3 +188,20 @@ def test_unknown_names_and_folders():
 
 def test_braces_in_a_question_are_text():
     assert PromptSpec("Q: {question}\nA:", 1, 2, ()).render("{question} {x}") == "Q: {question} {x}\nA:"
+
+
+def test_publishing_shares_the_adapter_with_the_bundle(tmp_path):
+    (tmp_path / "source.gguf").write_bytes(b"adapter")
+    run = tmp_path / "run"
+    saved_checkpoint(run)
+    with pytest.raises(CheckpointError, match="no adapter"):
+        publish(run, tmp_path / "models" / "mine")
+    name, sha256 = copy_adapter(tmp_path / "source.gguf", run)
+    save_checkpoint(replace(load_checkpoint(run), llm=LLMSpec("x", "tiny", "llama", 48, "", name, sha256)), run)
+    publish(run, tmp_path / "models" / "mine")
+    published = load_checkpoint(tmp_path / "models" / "mine")
+    assert published.name == "mine"
+    assert published.adapter_path() == tmp_path / "models" / "mine" / "bundle" / "adapter.gguf"
+    whole = load_checkpoint(run).merger.state_dict()
+    for key, value in published.merger.state_dict().items():
+        torch.testing.assert_close(value, whole[key], atol=1e-3, rtol=1e-3)
