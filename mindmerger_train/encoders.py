@@ -152,21 +152,25 @@ def load_encoder(spec: EncoderSpec) -> Encoder:
 
 
 def _from_folder(folder: Path) -> nn.Module:
-    from transformers import AutoConfig, AutoModel, T5EncoderModel
+    from transformers import AutoConfig, AutoModel
 
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"no encoder at {folder}: expected {PACKAGE_SOURCE!r} or a Hugging Face folder with config.json"
         )
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    kind = AutoModel
     if config.model_type in ("t5", "mt5", "umt5"):
-        if config.model_type == "umt5":
-            from transformers import UMT5EncoderModel as half
-        else:
-            half = T5EncoderModel
-        return cast(nn.Module, half.from_pretrained(folder, dtype=torch.float32, local_files_only=True))
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    return cast(nn.Module, model.get_encoder() if config.is_encoder_decoder else model)
+        # Their encoder halves have classes of their own, which do not load the decoder first.
+        import transformers
+
+        kind = getattr(transformers, f"{config.model_type.upper()}EncoderModel")
+    model, info = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+    # transformers fills missing weights with random numbers and goes on. A pooler is not used here and may be missing.
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise CheckpointError(f"the encoder in {folder} lacks {len(missing)} weights, {missing[0]} among them")
+    return cast(nn.Module, model.get_encoder() if kind is AutoModel and config.is_encoder_decoder else model)
 
 
 def tokenizer_path(spec: EncoderSpec) -> Path:

@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+# As it was when tests were collected: other tests move the cache folder, and pip's cache must stay where it is.
+ENVIRONMENT = dict(os.environ)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [line.split("  #")[0].strip() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line]
 # This process is `make test`; `make run` has a test of its own below, in a clean copy.
@@ -57,15 +59,14 @@ def test_make_run_in_a_clean_clone(tmp_path):
         target = tmp_path / "clone" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, target)
-    cache = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    # pip keeps its cache where it was, or llama.cpp is compiled again.
+    # Our cache is empty, pip's is not, or llama.cpp would be compiled again.
     pip_cache = subprocess.run(
-        [sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True, check=True, env=ENVIRONMENT
     ).stdout.strip()
     result = subprocess.run(
         ["make", "run"],
         cwd=tmp_path / "clone",
-        env={**cache, "PIP_CACHE_DIR": pip_cache},
+        env={**ENVIRONMENT, "XDG_CACHE_HOME": str(tmp_path / "cache"), "PIP_CACHE_DIR": pip_cache},
         capture_output=True,
         text=True,
         timeout=900,

@@ -80,22 +80,30 @@ def export_bundle(request: Request, progress: Progress = lambda _message: None) 
     """Export and return the bundle's folder. Raises a MindMergerError, and then leaves nothing behind."""
     folder = resolve_checkpoint(request.checkpoint)
     out = (request.out or folder / "bundle").absolute()
-    _check_target(out, request.force)
-    progress(f"reading the checkpoint {folder}")
     checkpoint = load_checkpoint(folder)
+    _check_target(out, request, checkpoint)
+    progress(f"checkpoint {folder}")
     with _building(out) as temporary, _quiet_transformers():
         _build(request, checkpoint, temporary, progress)
         _publish(temporary, out)
     return out
 
 
-def _check_target(out: Path, force: bool) -> None:
+def _check_target(out: Path, request: Request, checkpoint: Checkpoint) -> None:
     if not out.exists() and not out.is_symlink():
         return
-    if not force:
+    entries = list(out.iterdir()) if out.is_dir() else [out]
+    adapter = checkpoint.adapter_path()
+    shared = adapter is not None and adapter.resolve().parent == out.resolve()
+    if shared and (request.llm != "package" or request.llm_gguf is not None):
+        # A published checkpoint and its bundle share one adapter; a bundle that embeds its LLM would take it away.
+        raise InputError(f"the checkpoint keeps its LLM's adapter in {out}: use --llm package, or give another --out")
+    if shared and [entry.resolve() for entry in entries] == [cast(Path, adapter).resolve()]:
+        return  # published and not yet exported: the new bundle brings the same adapter
+    if not request.force:
         raise InputError(f"{out} exists: give another --out, or --force to replace it")
     # --force replaces a bundle, not somebody's home.
-    if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST_NAME).is_file()):
+    if not out.is_dir() or (entries and not (out / MANIFEST_NAME).is_file()):
         raise InputError(f"{out} exists and is not a bundle: --force replaces bundles only")
 
 

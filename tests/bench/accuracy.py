@@ -120,7 +120,8 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in options.out.open(encoding="utf-8")] if options.out.exists() else []
     done = {row["key"] for row in rows}
-    left = [item for item in items if item.key not in done]
+    # In turns over the languages, so that an unfinished run is a smaller sample and not half of the languages.
+    left = sorted((item for item in items if item.key not in done), key=lambda item: (item.index, item.language))
     # The cost of a question depends on its language: deal them out in turn.
     context = multiprocessing.get_context("spawn")
     results = context.Queue()

@@ -94,8 +94,10 @@ def test_unknown_architecture_names_the_known(checkpoint: Path, tmp_path: Path) 
 
 
 def test_missing_parts(checkpoint: Path, tmp_path: Path) -> None:
+    adapter = (checkpoint / "adapter.gguf").read_bytes()
     (checkpoint / "adapter.gguf").unlink()
     fails(checkpoint, tmp_path, CheckpointError, "adapter")
+    (checkpoint / "adapter.gguf").write_bytes(adapter)
     (checkpoint.parent / "encoder" / "tokenizer.json").unlink()
     fails(checkpoint, tmp_path, CheckpointError, "tokenizer.json")
     fails(tmp_path / "nowhere", tmp_path, CheckpointError, "no checkpoint")
@@ -150,6 +152,28 @@ def test_existing_folder(checkpoint: Path, exact: tuple[Path, Path], tmp_path: P
     assert (result.exit_code, result.stdout) == (0, f"{mine}\n"), result.stderr
     assert not (mine / "stale").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_adapter_shared_with_a_published_checkpoint_is_never_lost(checkpoint: Path) -> None:
+    # As `mindmerger_train.publish` lays it out: the checkpoint's only adapter is inside the folder of its bundle.
+    (checkpoint / "bundle").mkdir()
+    shared = (checkpoint / "adapter.gguf").rename(checkpoint / "bundle" / "adapter.gguf")
+    whole = shared.read_bytes()
+    loaded = load_checkpoint(checkpoint)
+    published = replace(loaded, llm=replace(loaded.llm, adapter="bundle/adapter.gguf"))
+    save_checkpoint(published, checkpoint)
+    published = load_checkpoint(checkpoint)
+    out = checkpoint / "bundle"
+    for force in (False, True):
+        with pytest.raises(InputError, match="--llm package"):
+            bundle_writer._check_target(out, Request(str(checkpoint), force=force), published)
+    # Nothing but the adapter is there: a first export needs no --force, a second does.
+    bundle_writer._check_target(out, Request(str(checkpoint), llm="package"), published)
+    (out / "manifest.json").touch()
+    with pytest.raises(InputError, match="exists"):
+        bundle_writer._check_target(out, Request(str(checkpoint), llm="package"), published)
+    bundle_writer._check_target(out, Request(str(checkpoint), llm="package", force=True), published)
+    assert shared.read_bytes() == whole
 
 
 def test_command_line_errors(checkpoint: Path, tmp_path: Path) -> None:
