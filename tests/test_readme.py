@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # As it was when tests were collected: other tests move the cache folder, and pip's cache must stay where it is.
-ENVIRONMENT = dict(os.environ)
+# Nor is what a make around this test tells its children: they would print the folders that they enter.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [line.split("  #")[0].strip() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if line]
 # This process is `make test`; `make run` has a test of its own below, in a clean copy.
