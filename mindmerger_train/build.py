@@ -9,14 +9,15 @@ from pathlib import Path
 
 import torch
 
-from mindmerger.errors import CheckpointError
+from mindmerger.errors import CheckpointError, InputError
 from mindmerger_train import encoders, llms
 from mindmerger_train.checkpoint import Checkpoint, file_sha256, load_checkpoint, resolve_checkpoint
 from mindmerger_train.data.mixture import Source
+from mindmerger_train.gate import GateSpec
 from mindmerger_train.merger import Merger
 from mindmerger_train.recipe import Recipe
 from mindmerger_train.ridge import linear_start
-from mindmerger_train.stages import MergedTask, ReasonTask, RowMaker
+from mindmerger_train.stages import MergedTask, ReasonTask, RowMaker, Sources, SteeringTask
 
 
 def build_task(
@@ -35,9 +36,11 @@ def build_task(
         raise CheckpointError(f"no adapter at {adapter}")
     if recipe.stage == "reason":
         llm = llms.load_llm(checkpoint.llm, torch.bfloat16)
-        encoder = encoders.load_encoder(checkpoint.encoder) if merger else None
+        encoder = encoders.load_encoder(checkpoint.encoder) if merger and checkpoint.method != "mono" else None
         return ReasonTask(llm, encoder, replace(checkpoint, languages=()), recipe.rank, adapter)
     encoder = encoders.load_encoder(checkpoint.encoder)
+    if checkpoint.method == "mono":
+        raise CheckpointError(f"{merger} is a mono checkpoint, the LLM alone: it has nothing to merge")
     if recipe.stage == "mapping":
         llm = llms.load_llm(checkpoint.llm, torch.bfloat16)
         if fresh and merger is None and recipe.linear_start:
@@ -48,15 +51,41 @@ def build_task(
         path = adapter.resolve()
         spec = replace(checkpoint.llm, adapter=str(path), adapter_sha256=file_sha256(path))
         checkpoint = replace(checkpoint, llm=spec)
-    return MergedTask(llms.load_llm(checkpoint.llm, torch.bfloat16, checkpoint.adapter_path()), encoder, checkpoint)
+    llm = llms.load_llm(checkpoint.llm, torch.bfloat16, checkpoint.adapter_path())
+    if recipe.stage == "steering":
+        checkpoint = replace(checkpoint, merger=_with_gate(recipe, checkpoint))
+        return SteeringTask(llm, encoder, checkpoint, recipe.steering)
+    return MergedTask(llm, encoder, checkpoint)
+
+
+def _with_gate(recipe: Recipe, checkpoint: Checkpoint) -> Merger:
+    """The checkpoint's merger with a gate: its own, or a fresh one that leaves everything as it is."""
+    merger = checkpoint.merger
+    if merger.method == "st-merge":
+        if recipe.gate:
+            raise InputError(
+                "the checkpoint has a gate already: leave out [gate], or start from a mindmerger checkpoint"
+            )
+        return merger
+    if merger.method != "mindmerger":
+        raise CheckpointError(f"steering starts from a mindmerger or st-merge checkpoint, not from {merger.method}")
+    options = {"languages": list(checkpoint.languages), **recipe.gate}
+    steered = Merger(checkpoint.encoder.output_width, checkpoint.llm.width, "st-merge", GateSpec.from_json(options))
+    steered.load_state_dict(merger.state_dict(), strict=False)
+    return steered
 
 
 def _checkpoint(recipe: Recipe, merger: str | None) -> Checkpoint:
     if merger is not None:
         checkpoint = load_checkpoint(resolve_checkpoint(merger))
+        if recipe.stage != "steering" and recipe.method not in ("", checkpoint.method):
+            raise CheckpointError(f"{merger} is a {checkpoint.method} checkpoint, and the recipe says {recipe.method}")
     else:
+        if recipe.stage == "steering":
+            raise InputError("steering needs a checkpoint to start from: --merger runs/augmentation")
         encoder, llm = encoders.default_spec(recipe.layers), llms.default_spec()
-        checkpoint = Checkpoint(Merger(encoder.output_width, llm.width), encoder, llm, llms.default_prompt())
+        fresh = Merger(encoder.output_width, llm.width, recipe.method or "mindmerger")
+        checkpoint = Checkpoint(fresh, encoder, llm, llms.default_prompt())
     return replace(checkpoint, languages=recipe.languages or checkpoint.languages)
 
 
@@ -78,12 +107,21 @@ def _set_linear_start(checkpoint: Checkpoint, encoder: encoders.Encoder, sources
 
 def row_maker(recipe: Recipe, checkpoint: Checkpoint) -> RowMaker:
     """Examples → rows of ids for this recipe."""
-    needs_encoder = recipe.stage != "reason" or recipe.sources.question < 1
+    sources, steering = recipe.sources, recipe.steering
+    if checkpoint.method == "langbridge":
+        sources = Sources(both=0.0, soft_prompt=1.0)  # LangBridge has no prompt part
+    elif checkpoint.method == "mono":
+        sources = Sources(both=0.0, question=1.0)
+    gate = checkpoint.merger.gate
+    if gate is not None and gate.spec.language_input == "forced":
+        steering = replace(steering, told=1.0 - steering.hidden)  # there is no head to ask
+    needs_encoder = recipe.stage != "reason" or sources.question < 1
     return RowMaker(
         recipe.stage,
         llms.load_llm_tokenizer(checkpoint.llm),
         checkpoint.prompt,
         encoders.load_tokenizer(checkpoint.encoder) if needs_encoder else None,
-        recipe.sources,
+        sources,
         calculator=checkpoint.calculator and recipe.stage != "mapping",
+        steering=steering,
     )

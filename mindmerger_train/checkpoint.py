@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from mindmerger.errors import CheckpointError
 from mindmerger_train.encoders import EncoderSpec
+from mindmerger_train.gate import GateSpec
 from mindmerger_train.llms import LLMSpec, PromptSpec
 from mindmerger_train.merger import Merger
 
@@ -33,11 +34,15 @@ class Checkpoint:
     llm: LLMSpec
     prompt: PromptSpec
     name: str = "mindmerger"
-    method: str = "mindmerger"
     calculator: bool = True
     languages: tuple[str, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+
+    @property
+    def method(self) -> str:
+        """`mindmerger`, `langbridge`, `st-merge` or `mono`."""
+        return self.merger.method
 
     def adapter_path(self) -> Path | None:
         """Where the LLM's adapter is. Raises CheckpointError when it is missing or is another file than at training."""
@@ -68,6 +73,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype = t
         "format_version": FORMAT_VERSION,
         "name": checkpoint.name,
         "method": checkpoint.method,
+        **({"gate": checkpoint.merger.gate.spec.to_json()} if checkpoint.merger.gate is not None else {}),
         "encoder": checkpoint.encoder.to_json(),
         "llm": checkpoint.llm.to_json(),
         "prompt": checkpoint.prompt.to_json(),
@@ -102,15 +108,16 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         encoder = EncoderSpec.from_json(config["encoder"])
         llm = LLMSpec.from_json(config["llm"])
         prompt = PromptSpec.from_json(config["prompt"])
+        gate = GateSpec.from_json(config["gate"]) if "gate" in config else None
+        merger = Merger(encoder.output_width, llm.width, config.get("method", "mindmerger"), gate)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} lacks or misnames a field: {error}") from error
     return Checkpoint(
-        merger=_load_merger(folder / WEIGHTS_FILE, encoder.output_width, llm.width),
+        merger=_load_weights(folder / WEIGHTS_FILE, merger, encoder.output_width, llm.width),
         encoder=encoder,
         llm=llm,
         prompt=prompt,
         name=config.get("name", folder.name),
-        method=config.get("method", "mindmerger"),
         calculator=bool(config.get("calculator", False)),
         languages=tuple(config.get("languages", ())),
         training=config.get("training", {}),
@@ -118,14 +125,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     )
 
 
-def _load_merger(path: Path, input_width: int, output_width: int) -> Merger:
+def _load_weights(path: Path, merger: Merger, input_width: int, output_width: int) -> Merger:
     try:
         state = load_file(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"the checkpoint's weights {path} are missing") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
-    merger = Merger(input_width, output_width)
     expected = {key: tuple(value.shape) for key, value in merger.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     if expected != found:

@@ -112,9 +112,11 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     _keep_freed_memory()
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+    # A task may ask for several groups, each with its `rate` as a multiple of the schedule's.
+    groups = task.parameter_groups() if hasattr(task, "parameter_groups") else None
     parameters = [p for p in task.trained.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
-        parameters,
+        groups or parameters,
         lr=schedule.lr,
         betas=schedule.betas,
         eps=schedule.eps,
@@ -134,7 +136,7 @@ def train(
     while progress.tokens < schedule.tokens:
         rows = next(stream)
         for group in optimiser.param_groups:
-            group["lr"] = schedule.lr_at(progress.tokens)
+            group["lr"] = schedule.lr_at(progress.tokens) * group.get("rate", 1.0)
         with accelerator.autocast():
             loss, count = task.loss(rows)
         value = float(loss.detach()) / max(1, count)

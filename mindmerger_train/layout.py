@@ -23,12 +23,15 @@ class Row:
     """One example in ids. `encoder_ids` None: no soft prompt. `prompt_ids` empty: no prompt part.
 
     `given` are the positions within `label_ids` that the LLM is shown but not asked for (what the calculator writes).
+    `language` is what the question is in, `told` what the gate is told about that (None: it asks its language head).
     """
 
     encoder_ids: Sequence[int] | None
     prompt_ids: Sequence[int]
     label_ids: Sequence[int]
     given: frozenset[int] = frozenset()
+    language: str = ""
+    told: str | None = None
 
     def length(self) -> int:
         """Positions that the LLM sees, BOS and boundary included."""
@@ -50,17 +53,23 @@ def assemble(
     soft_prompts: Sequence[torch.Tensor | None],
     embed: nn.Module,
     bos_id: int | None,
+    prompts: Sequence[torch.Tensor | None] | None = None,
 ) -> Batch:
     """Join the parts of each row and pad on the left.
 
-    `soft_prompts[i]` is (n_i + 1, d), the boundary row last, or None. `embed` is the LLM's embedding layer.
+    `soft_prompts[i]` is (n_i + 1, d), the boundary row last, or None. `embed` is the LLM's embedding layer. `prompts[i]`
+    (m_i, d), where given, stand for the embeddings of the prompt: the gate has weighted them.
     """
     sequences, labels = [], []
-    for row, soft in zip(rows, soft_prompts, strict=True):
+    for row, soft, prompt in zip(rows, soft_prompts, prompts or [None] * len(rows), strict=True):
         head = [bos_id] if bos_id is not None else []
         tail = [*row.prompt_ids, *row.label_ids]
         tokens = embed(torch.tensor(head + tail, dtype=torch.int64))
-        parts = [tokens[: len(head)], *([soft.to(tokens.dtype)] if soft is not None else []), tokens[len(head) :]]
+        parts = [tokens[: len(head)], tokens[len(head) :]]
+        if soft is not None:
+            parts.insert(1, soft.to(tokens.dtype))
+        if prompt is not None:
+            parts[-1:] = [prompt.to(tokens.dtype), parts[-1][len(prompt) :]]
         sequence = torch.cat(parts)
         sequences.append(sequence)
         asked = [IGNORED if index in row.given else label for index, label in enumerate(row.label_ids)]

@@ -14,16 +14,26 @@ from mindmerger_train.data.generator import generate
 from mindmerger_train.data.mixture import Source
 from mindmerger_train.data.sources import Example
 from mindmerger_train.engine import Schedule
+from mindmerger_train.gate import GateSpec
+from mindmerger_train.merger import METHODS
 from mindmerger_train.stages import STAGES, Sources
+from mindmerger_train.steering import Steering
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One stage. `data` maps a source's name to its settings (`weight` and the reader's own)."""
+    """One stage. `data` maps a source's name to its settings (`weight` and the reader's own).
+
+    `method`: what a run without a checkpoint to start from trains (default `mindmerger`), and the method that `steering` makes
+    out of its checkpoint (default and only choice `st-merge`). `gate`: options of `GateSpec`, for a new gate.
+    """
 
     stage: str
     schedule: Schedule
     data: dict[str, dict[str, Any]]
+    method: str = ""
+    gate: dict[str, Any] = field(default_factory=dict)
+    steering: Steering = field(default_factory=Steering)
     sources: Sources = field(default_factory=Sources)
     rank: int = 16
     longest: int = 512
@@ -64,6 +74,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         schedule = Schedule(**_known(Schedule, table.pop("schedule"), path))
         if "betas" in table:
             raise InputError(f"{path}: betas belong under [schedule]")
+        table["steering"] = Steering(**_known(Steering, table.get("steering", {}), path))
+        _known(GateSpec, table.get("gate", {}), path)
         table["sources"] = Sources(**_known(Sources, table.get("sources", {}), path))
         table["layers"] = tuple(table.get("layers", (4, 8, 12)))
         table["languages"] = tuple(table.get("languages", ()))
@@ -72,6 +84,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise InputError(f"{path}: missing or wrong key {error}") from error
     if recipe.stage not in STAGES:
         raise InputError(f"{path}: stage {recipe.stage!r} is none of {', '.join(STAGES)}")
+    if recipe.method not in ("", *METHODS):
+        raise InputError(f"{path}: method {recipe.method!r} is none of {', '.join(METHODS)}")
+    if recipe.stage == "steering" and recipe.method not in ("", "st-merge"):
+        raise InputError(f"{path}: steering trains the gate of st-merge; the method {recipe.method!r} has none")
+    if recipe.method == "mono" and recipe.stage != "reason":
+        raise InputError(f"{path}: the method mono is the LLM alone; its only stage is reason")
     return recipe
 
 

@@ -4,8 +4,9 @@
   prompt, so that the LLM learns what such rows are (English in, English out).
 * mapping: soft prompt → the same text in English; the LLM as shipped, without its adapter.
 * augmentation: soft prompt + original question → English solution; the LLM with its adapter.
+* steering: the same; what learns is ST-Merge's gate, and the mapping if wanted.
 
-In all of them `source_dropout` leaves out one source for a share of the examples (DESIGN, "Filtering").
+In all but mapping, `Sources` leaves out one source for a share of the examples (DESIGN, "Filtering").
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,13 +27,16 @@ from mindmerger_train.adapter import Pair, read_adapter, write_adapter
 from mindmerger_train.checkpoint import Checkpoint, copy_adapter, save_checkpoint
 from mindmerger_train.data.sources import Example
 from mindmerger_train.encoders import Encoder, pad_right
+from mindmerger_train.gate import Gate, Weights
 from mindmerger_train.layout import Row, assemble, response_loss
 from mindmerger_train.llms import LLMTokenizer, PromptSpec
+from mindmerger_train.merger import Merger
+from mindmerger_train.steering import Steering, WeightLog, language_loss, pad_rows, weigh
 
 # Split with one group: odd parts are what stands between `<<…=` and the end of `>>`.
 _CALCULATED = re.compile(r"(?<==)([^<>=]*>>)")
 
-STAGES = ("reason", "mapping", "augmentation")
+STAGES = ("reason", "mapping", "augmentation", "steering")
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,19 @@ class RowMaker:
     encoder_tokenizer: Tokenizer | None
     sources: Sources
     calculator: bool = False
+    steering: Steering = field(default_factory=Steering)
 
     def rows(self, examples: Iterator[Example], seed: int) -> Iterator[Row]:
         generator = random.Random(seed)
         for example in examples:
             if self.stage == "mapping":
                 yield self._row(example.query, None, example.english)
-            else:
-                soft, question = self.sources.draw(generator)
-                yield self._row(example.query if soft else None, example.query if question else None, example.response)
+                continue
+            soft, question = self.sources.draw(generator)
+            row = self._row(example.query if soft else None, example.query if question else None, example.response)
+            if self.stage == "steering":
+                row = replace(row, language=example.language, told=self.steering.draw(example.language, generator))
+            yield row
 
     def _row(self, encoded: str | None, question: str | None, label: str) -> Row:
         encoder_ids = None
@@ -108,25 +116,65 @@ class MergedTask:
         self.trained: nn.Module = checkpoint.merger
 
     def soft_prompts(self, rows: list[Row]) -> list[torch.Tensor | None]:
-        """The soft prompt (n_i + 1, d) of each row that has encoder ids, the boundary row last."""
-        chosen = [(i, row.encoder_ids) for i, row in enumerate(rows) if row.encoder_ids is not None]
+        """The soft prompt (n_i + 1, d) of each row that has encoder ids, weighted by the gate, the boundary row last."""
+        return self._parts(rows)[0]
+
+    def _parts(self, rows: list[Row]) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None], torch.Tensor]:
+        """Soft prompts, weighted prompts (None: as the tokens are), and the language head's share of the loss."""
+        chosen = [i for i, row in enumerate(rows) if row.encoder_ids is not None]
+        soft: list[torch.Tensor | None] = [None] * len(rows)
         prompts: list[torch.Tensor | None] = [None] * len(rows)
+        extra = torch.zeros(())
         if not chosen or self.encoder is None:
-            return prompts
-        ids, mask = pad_right([encoder_ids for _, encoder_ids in chosen])
+            return soft, prompts, extra
+        ids, mask = pad_right([rows[i].encoder_ids or [] for i in chosen])
         with torch.no_grad():
             states = self.encoder(ids, mask)
-        soft = self.checkpoint.merger(states)
-        for (index, encoder_ids), rows_of_one in zip(chosen, soft, strict=True):
-            prompts[index] = torch.cat([rows_of_one[: len(encoder_ids)], rows_of_one[-1:]])
-        return prompts
+        merged = self.checkpoint.merger(states)
+        for place, index in enumerate(chosen):
+            length = len(rows[index].encoder_ids or [])
+            soft[index] = torch.cat([merged[place, :length], merged[place, -1:]])
+        if self.checkpoint.merger.gate is not None:
+            # Without a prompt there is nothing to weigh one source against.
+            places = [place for place, index in enumerate(chosen) if rows[index].prompt_ids]
+            if places:
+                extra = self._weigh(rows, [chosen[p] for p in places], states[places], mask[places], soft, prompts)
+        return soft, prompts, extra
+
+    def _weigh(
+        self,
+        rows: list[Row],
+        chosen: list[int],
+        states: torch.Tensor,
+        mask: torch.Tensor,
+        soft: list[torch.Tensor | None],
+        prompts: list[torch.Tensor | None],
+    ) -> torch.Tensor:
+        """Weigh the soft prompts and prompts of `chosen` in place; returns the language head's loss."""
+        merger = self.checkpoint.merger
+        gate = cast(Gate, merger.gate)
+        embed = cast(Any, self.llm).get_input_embeddings()
+        embedded = [embed(torch.tensor(list(rows[index].prompt_ids))) for index in chosen]
+        mapped, _ = pad_rows([cast(torch.Tensor, soft[index])[:-1] for index in chosen])
+        weights = weigh(gate, states, mask[:, : mapped.shape[1]], mapped, embedded, [rows[i].told for i in chosen])
+        for place, index in enumerate(chosen):
+            own, prompt = cast(torch.Tensor, soft[index]), embedded[place]
+            encoder, llm = weights.encoder[place][: len(own) - 1], weights.llm[place][: len(prompt)]
+            soft[index] = torch.cat([own[:-1] * encoder.to(own.dtype), own[-1:]])
+            prompts[index] = prompt * llm.to(prompt.dtype)
+        return self._look_at(gate, weights, [rows[index] for index in chosen])
+
+    def _look_at(self, gate: Gate, weights: Weights, rows: list[Row]) -> torch.Tensor:
+        """What a stage that trains the gate wants to know of its weights; a loss to add to the answer's."""
+        return torch.zeros(())
 
     def loss(self, rows: list[Row]) -> tuple[torch.Tensor, int]:
-        """Sum of −log p over the response tokens, and their number."""
+        """Sum of −log p over the response tokens (with what a stage adds to it in training), and their number."""
         llm = cast(Any, self.llm)
-        soft = self.soft_prompts(rows)
-        batch = assemble(rows, soft, llm.get_input_embeddings(), self.checkpoint.prompt.bos_id)
-        return response_loss(self.llm, batch)
+        soft, prompts, extra = self._parts(rows)
+        batch = assemble(rows, soft, llm.get_input_embeddings(), self.checkpoint.prompt.bos_id, prompts)
+        loss, count = response_loss(self.llm, batch)
+        return loss + extra, count
 
     def save(self, folder: Path, training: dict[str, object]) -> None:
         """Write the checkpoint, with the LLM's adapter beside it."""
@@ -137,6 +185,41 @@ class MergedTask:
             path, sha256 = copy_adapter(adapter, folder)
             llm = replace(llm, adapter=path, adapter_sha256=sha256)
         save_checkpoint(replace(checkpoint, llm=llm, training={**checkpoint.training, **training}), folder)
+
+
+class SteeringTask(MergedTask):
+    """Trains ST-Merge's gate, and the mapping at a rate of its own if wanted."""
+
+    def __init__(self, llm: nn.Module, encoder: Encoder, checkpoint: Checkpoint, steering: Steering) -> None:
+        super().__init__(llm, encoder, checkpoint)
+        self.steering = steering
+        self.log = WeightLog()
+        merger = checkpoint.merger
+        merger.requires_grad_(steering.train_mapping)
+        if merger.gate is None:
+            raise CheckpointError("the stage steering needs a merger with a gate")
+        merger.gate.requires_grad_(True)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """For the optimiser: parameters, and their `rate` as a multiple of the schedule's."""
+        merger = self.checkpoint.merger
+        gate = list(cast(Gate, merger.gate).parameters())
+        known = {id(parameter) for parameter in gate}
+        rest = [p for p in merger.parameters() if p.requires_grad and id(p) not in known]
+        groups = [{"params": gate, "rate": 1.0}]
+        return groups + ([{"params": rest, "rate": self.steering.mapping_rate}] if rest else [])
+
+    def _look_at(self, gate: Gate, weights: Weights, rows: list[Row]) -> torch.Tensor:
+        languages = [row.language for row in rows]
+        if not torch.is_grad_enabled():  # evaluation: the answer's loss alone, and a look at the weights
+            self.log.add(gate, weights, languages)
+            return torch.zeros(())
+        tokens = torch.tensor([float(len(row.label_ids)) for row in rows])
+        return self.steering.language_loss * (language_loss(gate, weights, languages) * tokens).sum()
+
+    def report(self) -> dict[str, object]:
+        """Mean and spread of both weights per language over the rows evaluated since the last report."""
+        return self.log.take()
 
 
 class ReasonTask(MergedTask):
@@ -176,7 +259,7 @@ class ReasonTask(MergedTask):
                 layer.lora_B["default"].weight.copy_(torch.from_numpy(pair.b) * (alpha / self.alpha))
 
     def save(self, folder: Path, training: dict[str, object]) -> None:
-        """Write `adapter.gguf`, and the merger's checkpoint if it was trained before."""
+        """Write `adapter.gguf` and a checkpoint: of the merger that was there, else of the LLM alone (method `mono`)."""
         pairs = {
             name: Pair(
                 cast(Any, module).lora_A["default"].weight.detach().float().numpy(),
@@ -187,7 +270,10 @@ class ReasonTask(MergedTask):
         write_adapter(
             folder / "adapter.gguf", pairs, self.alpha, cast(Any, self.llm).config, f"{self.checkpoint.name} reason"
         )
-        if self.encoder is not None:
-            path, sha256 = copy_adapter(folder / "adapter.gguf", folder)
-            llm = replace(self.checkpoint.llm, adapter=path, adapter_sha256=sha256)
-            save_checkpoint(replace(self.checkpoint, llm=llm, folder=folder), folder)
+        path, sha256 = copy_adapter(folder / "adapter.gguf", folder)
+        llm = replace(self.checkpoint.llm, adapter=path, adapter_sha256=sha256)
+        checkpoint = self.checkpoint
+        if self.encoder is None:
+            merger = Merger(checkpoint.encoder.output_width, checkpoint.llm.width, "mono")
+            checkpoint = replace(checkpoint, merger=merger, training={**checkpoint.training, **training})
+        save_checkpoint(replace(checkpoint, llm=llm, folder=folder), folder)
