@@ -1,10 +1,12 @@
-"""The merger graph (encoder + merger) in ONNX Runtime: token ids in, rows of the soft prompt out.
+"""The merger graph (encoder + merger) in ONNX Runtime: token ids in, rows of the soft prompt and the gate's opinion out.
 
-Knows nothing about the LLM but its width. Rows leave here checked: right shape, all finite.
+Knows nothing about the LLM but its width. What leaves here is checked: right shape, all finite, weights in [0, 2].
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,39 @@ import numpy as np
 import numpy.typing as npt
 
 from mindmerger.errors import BundleError, InputError, ModelError
+from mindmerger.manifest import GateInfo
+from mindmerger.steering import MAX_WEIGHT, Opinion
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "soft_prompt"
+GATE_INPUTS = (*INPUTS, "prompt_embeddings", "prompt_mask", "language")
+GATE_OUTPUTS = (OUTPUT, "encoder_weight", "llm_weight", "language_distribution")
+_TYPES = {"prompt_embeddings": "tensor(float)", "language": "tensor(float)"}
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """One question. With a gate: `prompt` (m, d), the LLM's embeddings of the prompt, and `language` (1 + languages)."""
+
+    ids: Sequence[int]
+    prompt: Floats | None = None
+    language: Floats | None = None
+
+
+@dataclass(frozen=True)
+class Merged:
+    """`rows` (n + 1, d) float32, unweighted, the boundary row last; what the gate says, if there is one."""
+
+    rows: Floats
+    opinion: Opinion | None
 
 
 class MergerGraph:
-    """An ONNX Runtime session of the merger graph."""
+    """An ONNX Runtime session of the merger graph. `gate` says whether the graph must have one, and its shapes."""
 
-    def __init__(self, path: Path, *, width: int, vocabulary: int, threads: int) -> None:
+    def __init__(self, path: Path, *, width: int, vocabulary: int, threads: int, gate: GateInfo | None = None) -> None:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -33,6 +59,7 @@ class MergerGraph:
         self.path = path
         self.width = width
         self.vocabulary = vocabulary
+        self.gate = gate
         try:
             self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except MemoryError:
@@ -46,10 +73,12 @@ class MergerGraph:
     def _check_signature(self) -> None:
         inputs = {item.name: item.type for item in self._session.get_inputs()}
         outputs = {item.name: (item.type, item.shape) for item in self._session.get_outputs()}
-        if set(inputs) != set(INPUTS) or set(inputs.values()) != {"tensor(int64)"} or OUTPUT not in outputs:
+        wanted = INPUTS if self.gate is None else GATE_INPUTS
+        given = (OUTPUT,) if self.gate is None else GATE_OUTPUTS
+        if inputs != {name: _TYPES.get(name, "tensor(int64)") for name in wanted} or not outputs.keys() >= set(given):
             raise BundleError(
-                f"{self.path} is not a merger graph (inputs {sorted(inputs)}, outputs {sorted(outputs)}): "
-                "export the bundle again"
+                f"{self.path} is not a merger graph {'with' if self.gate else 'without'} a gate (inputs {sorted(inputs)}, "
+                f"outputs {sorted(outputs)}): export the bundle again"
             )
         kind, shape = outputs[OUTPUT]
         if kind != "tensor(float)" or len(shape) != 3 or (isinstance(shape[2], int) and shape[2] != self.width):
@@ -58,33 +87,109 @@ class MergerGraph:
                 "the merger was made for another LLM, export the bundle again"
             )
 
-    def rows(self, ids: list[int]) -> npt.NDArray[np.float32]:
-        """The soft prompt of one question: one mapped row for each id, then the boundary row."""
-        array = np.asarray(ids, dtype=np.int64).reshape(1, -1)
-        if array.size == 0 or array.min() < 0 or array.max() >= self.vocabulary:
+    def rows(self, ids: Sequence[int]) -> Floats:
+        """The soft prompt of one question, for a graph without a gate: one mapped row for each id, then the boundary row."""
+        return self.merge([GraphInput(ids)])[0].rows
+
+    def merge(self, questions: Sequence[GraphInput]) -> list[Merged]:
+        """Soft prompts and the gate's opinions of several questions in one run, padded to the longest.
+
+        Padding moves results by rounding alone. Raises InputError for ids that the encoder does not have, BundleError when
+        the graph gives anything but finite rows, weights in [0, 2] and distributions.
+        """
+        ids = [np.asarray(question.ids, dtype=np.int64).reshape(-1) for question in questions]
+        if not ids or any(row.size == 0 or row.min() < 0 or row.max() >= self.vocabulary for row in ids):
             raise InputError(f"the encoder takes at least one id, each from 0 to {self.vocabulary - 1}")
+        feed: dict[str, npt.NDArray[Any]] = dict(zip(INPUTS, _padded(ids), strict=True))
+        if self.gate is not None:
+            feed |= self._gate_feed(questions)
+        outputs = self._run(feed)
+        longest = feed["input_ids"].shape[1]
+        soft = outputs[0]
+        self._check(OUTPUT, soft, (len(ids), longest + 1, self.width))
+        # The boundary is the last row of the whole length; padded positions lie between.
+        found = [
+            np.ascontiguousarray(rows) if len(row) == longest else np.concatenate([rows[: len(row)], rows[-1:]])
+            for row, rows in zip(ids, soft, strict=True)
+        ]
+        # llama.cpp takes a NaN row without a word and answers with NaN logits.
+        if not all(np.isfinite(rows).all() for rows in found):
+            raise BundleError(f"{self.path} gave rows that are not finite: the bundle is damaged, export it again")
+        if self.gate is None:
+            return [Merged(rows, None) for rows in found]
+        opinions = self._opinions(self.gate, outputs[1:], feed)
+        return [Merged(rows, opinion) for rows, opinion in zip(found, opinions, strict=True)]
+
+    def _gate_feed(self, questions: Sequence[GraphInput]) -> dict[str, npt.NDArray[Any]]:
+        assert self.gate is not None
+        prompts = [question.prompt for question in questions if question.prompt is not None]
+        languages = [question.language for question in questions if question.language is not None]
+        if len(prompts) != len(questions) or len(languages) != len(questions) or not all(len(rows) for rows in prompts):
+            raise InputError(
+                "the gate of this bundle needs the prompt's embeddings and a language row for each question"
+            )
+        mask = _padded([np.ones(len(rows), dtype=np.int64) for rows in prompts])[1]
+        embeddings = np.zeros((*mask.shape, self.width), dtype=np.float32)
+        for row, rows in zip(embeddings, prompts, strict=True):
+            row[: len(rows)] = rows
+        return {"prompt_embeddings": embeddings, "prompt_mask": mask, "language": np.stack(languages)}
+
+    def _run(self, feed: dict[str, npt.NDArray[Any]]) -> list[Floats]:
+        names = [OUTPUT] if self.gate is None else list(GATE_OUTPUTS)
         try:
-            (output,) = self._session.run([OUTPUT], {"input_ids": array, "attention_mask": np.ones_like(array)})
+            outputs: list[Floats] = self._session.run(names, feed)
         except MemoryError:
             raise ModelError("there is not enough memory to encode the question: shorten it") from None
         except Exception as error:
             raise BundleError(
-                f"{self.path} failed on {array.size} tokens ({_first_line(error)}): export the bundle again"
+                f"{self.path} failed on {feed['input_ids'].size} tokens ({_first_line(error)}): export the bundle again"
             ) from None
-        if output.shape != (1, array.size + 1, self.width) or output.dtype != np.float32:
+        return outputs
+
+    def _check(self, name: str, output: Floats, shape: tuple[int, ...]) -> None:
+        if output.shape != shape or output.dtype != np.float32:
             raise BundleError(
-                f"{self.path} gave {output.dtype} rows of shape {output.shape} instead of float32 "
-                f"{(1, array.size + 1, self.width)}: export the bundle again"
+                f"{self.path} gave {name} as {output.dtype} of shape {output.shape} instead of float32 {shape}: "
+                "export the bundle again"
             )
-        rows: npt.NDArray[np.float32] = np.ascontiguousarray(output[0])
-        # llama.cpp takes a NaN row without a word and answers with NaN logits.
-        if not np.isfinite(rows).all():
-            raise BundleError(f"{self.path} gave rows that are not finite: the bundle is damaged, export it again")
-        return rows
+
+    def _opinions(self, gate: GateInfo, outputs: Sequence[Floats], feed: dict[str, npt.NDArray[Any]]) -> list[Opinion]:
+        encoder, llm, language = outputs
+        masks = (feed["attention_mask"], feed["prompt_mask"])
+        columns = self.width if gate.granularity == "vector" else 1
+        opinions = []
+        for name, output, mask in zip(GATE_OUTPUTS[1:3], (encoder, llm), masks, strict=True):
+            self._check(name, output, (len(mask), mask.shape[1] if gate.granularity == "token" else 1, columns))
+        self._check(GATE_OUTPUTS[3], language, (len(masks[0]), len(gate.names)))
+        for index in range(len(language)):
+            # One weight a row: those of padding mean nothing.
+            parts = [
+                weight[index, : mask[index].sum()] if gate.granularity == "token" else weight[index]
+                for weight, mask in zip((encoder, llm), masks, strict=True)
+            ]
+            # NaN is in no range
+            if (
+                not all(((part >= 0) & (part <= MAX_WEIGHT)).all() for part in parts)
+                or not (language[index] >= 0).all()
+            ):
+                raise BundleError(f"{self.path} gave weights out of range: the bundle is damaged, export it again")
+            opinions.append(Opinion(parts[0], parts[1], language[index]))
+        return opinions
 
     def close(self) -> None:
         """Release the session. Harmless when called twice."""
         self._session = None
+
+
+def _padded(rows: Sequence[npt.NDArray[np.int64]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Ids and mask (batch, longest), padded with 0 on the right."""
+    longest = max(len(row) for row in rows)
+    ids = np.zeros((len(rows), longest), dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+    return ids, mask
 
 
 def _first_line(error: Exception) -> str:

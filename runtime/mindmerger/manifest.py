@@ -16,10 +16,13 @@ from typing import Any
 from mindmerger.errors import BundleError
 
 FORMAT = "mindmerger-bundle"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 MANIFEST_NAME = "manifest.json"
 METHODS = ("mindmerger", "langbridge", "st-merge")
 BAKE_TYPES = ("q8_0", "q4_1")
+GRANULARITIES = ("scalar", "vector", "token")
+LANGUAGE_INPUTS = ("soft", "forced", "none")
+UNKNOWN_LANGUAGE = "unknown"
 # A manifest is a few kilobytes; one of many megabytes is not a manifest, and parsing it would only hide that.
 _MAX_BYTES = 16 * 1024 * 1024
 
@@ -75,6 +78,24 @@ class GenerationInfo:
 
 
 @dataclass(frozen=True)
+class GateInfo:
+    """ST-Merge's gate inside the merger graph. `languages` are its rows after row 0, which is "unknown".
+
+    `granularity`: one weight a source (`scalar`), a dimension (`vector`) or a row (`token`). `language_input`: the gate
+    asks its language head (`soft`), takes what it is given, else "unknown" (`forced`), or has no language (`none`).
+    """
+
+    languages: tuple[str, ...]
+    granularity: str = "scalar"
+    language_input: str = "soft"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All rows of the language distribution, in order."""
+        return (UNKNOWN_LANGUAGE, *self.languages)
+
+
+@dataclass(frozen=True)
 class FileInfo:
     """One file of the bundle, in its folder or (`package`) shipped by an installed Python distribution."""
 
@@ -115,6 +136,7 @@ class Manifest:
     injection_scale: float = 1.0
     generation: GenerationInfo = field(default_factory=GenerationInfo)
     filter_threshold: float = 0.1
+    gate: GateInfo | None = None
     bake: BakeInfo | None = None
     golden: tuple[GoldenInfo, ...] = ()
     tools: dict[str, str] = field(default_factory=dict)
@@ -151,6 +173,7 @@ class Manifest:
             "injection_scale": self.injection_scale,
             "generation": asdict(self.generation),
             "filter_threshold": self.filter_threshold,
+            "gate": None if self.gate is None else asdict(self.gate),
             "files": files,
             "bake": None if self.bake is None else asdict(self.bake),
             "golden": [asdict(golden) for golden in self.golden],
@@ -230,6 +253,10 @@ class _Object:
     def object(self, key: str) -> _Object:
         return _Object(self.get(key, dict, "an object"), self.name(key))
 
+    def optional(self, key: str) -> _Object | None:
+        value = self.get(key, (dict, type(None)), "an object or null", None)
+        return None if value is None else _Object(value, self.name(key))
+
     def objects(self, key: str, default: Any = ...) -> list[_Object]:
         values = self.get(key, list, "a list", default)
         return [_Object(value, f"{self.name(key)}[{i}]") for i, value in enumerate(values)]
@@ -249,7 +276,7 @@ def _parse(document: Any) -> Manifest:
     languages = top.get("languages", list, "a list of language codes")
     encoder, llm, prompt = top.object("encoder"), top.object("llm"), top.object("prompt")
     generation = top.object("generation")
-    bake = top.get("bake", (dict, type(None)), "an object or null", None)
+    gate, bake = top.optional("gate"), top.optional("bake")
     tools = top.get("tools", dict, "an object", {})
     return Manifest(
         format_version=version,
@@ -298,7 +325,14 @@ def _parse(document: Any) -> Manifest:
             )
             for entry in top.objects("files")
         ),
-        bake=None if bake is None else BakeInfo(type=_Object(bake, "bake").text("type")),
+        gate=None
+        if gate is None
+        else GateInfo(
+            languages=tuple(gate.get("languages", list, "a list of language codes")),
+            granularity=gate.text("granularity"),
+            language_input=gate.text("language_input"),
+        ),
+        bake=None if bake is None else BakeInfo(type=bake.text("type")),
         golden=tuple(
             GoldenInfo(golden.text("question"), golden.text("language"), golden.integers("token_ids"))
             for golden in top.objects("golden", [])
@@ -335,9 +369,9 @@ def _check(manifest: Manifest) -> None:
         raise _fault("name", "must be 1 to 100 letters, digits, '.', '_' or '-'")
     if manifest.method not in METHODS:
         raise _fault("method", f"must be one of {', '.join(METHODS)}, not {manifest.method[:40]!r}")
-    if not all(isinstance(code, str) and re.fullmatch(r"[A-Za-z]{2,3}([_-][A-Za-z0-9]+)*", code)
-               for code in manifest.languages):  # fmt: skip
+    if not _are_codes(manifest.languages):
         raise _fault("languages", "must be a list of language codes such as 'sw'")
+    _check_gate(manifest)
     encoder, llm, prompt = manifest.encoder, manifest.llm, manifest.prompt
     for name in ("width", "max_tokens", "vocabulary"):
         _positive(f"encoder.{name}", getattr(encoder, name))
@@ -366,6 +400,28 @@ def _check(manifest: Manifest) -> None:
         if not all(0 <= token < llm.vocabulary for token in golden.token_ids):
             raise _fault(f"golden[{i}].token_ids", f"has an id outside the LLM's vocabulary of {llm.vocabulary}")
     _check_files(manifest)
+
+
+def _are_codes(values: tuple[Any, ...]) -> bool:
+    return all(isinstance(code, str) and re.fullmatch(r"[A-Za-z]{2,3}([_-][A-Za-z0-9]+)*", code) for code in values)
+
+
+def _check_gate(manifest: Manifest) -> None:
+    gate = manifest.gate
+    if (gate is not None) != (manifest.method == "st-merge"):
+        raise _fault(
+            "gate", f"{'is missing' if gate is None else 'must be null'} where the method is {manifest.method}"
+        )
+    if gate is None:
+        return
+    if not _are_codes(gate.languages) or len(set(gate.languages)) != len(gate.languages):
+        raise _fault("gate.languages", "must be a list of different language codes such as 'sw'")
+    for name, value, allowed in (
+        ("granularity", gate.granularity, GRANULARITIES),
+        ("language_input", gate.language_input, LANGUAGE_INPUTS),
+    ):
+        if value not in allowed:
+            raise _fault(f"gate.{name}", f"must be one of {', '.join(allowed)}, not {value[:40]!r}")
 
 
 def _check_files(manifest: Manifest) -> None:
