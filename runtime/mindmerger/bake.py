@@ -64,16 +64,15 @@ class _Plan:
 
 def baked(base: Path, adapter: Path, type: str, base_sha256: str, adapter_sha256: str) -> Path:
     """The baked GGUF in the cache folder, made if it is not there or not intact."""
-    key = hashlib.sha256(f"{RECIPE} {type} {base_sha256} {adapter_sha256}".encode()).hexdigest()[:24]
-    for folder in cache.cache_folders():
-        for path in sorted((folder / "baked").glob(f"{key}.*.gguf")):
-            try:
-                cache.check_file(path, path.stat().st_size, path.name.split(".")[1], "the prepared LLM")
-            except (BundleError, OSError):
-                with contextlib.suppress(OSError):
-                    path.unlink()
-            else:
-                return path
+    key = _key(type, base_sha256, adapter_sha256)
+    for path in kept(type, base_sha256, adapter_sha256):
+        try:
+            cache.check_file(path, path.stat().st_size, path.name.split(".")[1], "the prepared LLM")
+        except (BundleError, OSError):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        else:
+            return path
     target = cache.writable_folder("baked")
     if target is None:
         raise ModelError(
@@ -101,6 +100,23 @@ def baked(base: Path, adapter: Path, type: str, base_sha256: str, adapter_sha256
         with contextlib.suppress(OSError):
             temporary.unlink()
     return final
+
+
+def kept(type: str, base_sha256: str, adapter_sha256: str) -> list[Path]:
+    """The files in the cache folders that claim to be this baked GGUF, unchecked; the second part of a name is its sha256."""
+    key = _key(type, base_sha256, adapter_sha256)
+    return [path for folder in cache.cache_folders() for path in sorted((folder / "baked").glob(f"{key}.*.gguf"))]
+
+
+def _key(type: str, base_sha256: str, adapter_sha256: str) -> str:
+    return hashlib.sha256(f"{RECIPE} {type} {base_sha256} {adapter_sha256}".encode()).hexdigest()[:24]
+
+
+def baked_bytes(base: Path, adapter: Path, type: str) -> int:
+    """The size that the baked GGUF has or will have."""
+    source = read_gguf(base)
+    plans = _plans(source, read_gguf(adapter), type)
+    return len(_header(source, plans, type)) + sum(padded(plan.bytes, source.alignment) for plan in plans)
 
 
 def bake(base: Path, adapter: Path, out: Path, type: str) -> str:
