@@ -1,0 +1,135 @@
+"""How much memory a bundle needs, known before anything is loaded.
+
+Exact where it is arithmetic (files, KV cache), measured where it is other people's code (docs/doctor.md has the
+measurements). Reads the header of the GGUF and nothing else of the files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mindmerger.bundle import Bundle
+from mindmerger.errors import BundleError
+from mindmerger.gguf_file import read_gguf
+from mindmerger.manifest import EncoderInfo
+
+_MAPPED_ROLES = ("merger", "merger-data", "tokenizer", "llm")
+_BATCH = 512  # rows that llama.cpp computes at once, as mindmerger.llama asks for
+_FLOAT = 4
+_HALF = 2  # the KV cache is in float16
+# Python, numpy, ONNX Runtime and llama.cpp, loaded and idle.
+_PROGRAM = 60 * 1024 * 1024
+# The tokenizers library keeps each piece in several tables; llama.cpp does the same with fewer of them.
+_BYTES_PER_PIECE = 1000
+_BYTES_PER_LLM_TOKEN = 250
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes. `files` are mapped: the system may drop and reread them, at the price of speed; the rest is not.
+
+    `cache` is the LLM's KV cache at its full context, `buffers` what a computation of the largest size needs, `program`
+    the libraries and vocabularies.
+    """
+
+    files: int
+    cache: int
+    buffers: int
+    program: int
+
+    @property
+    def total(self) -> int:
+        return self.files + self.cache + self.buffers + self.program
+
+
+def memory_needed(bundle: Bundle, context: int | None = None) -> int:
+    """Peak resident bytes of a process that loads `bundle` and answers questions of any length, on the CPU.
+
+    Counted: every file that is mapped, in full (the LLM, baked where the manifest says so; the merger graph; the
+    tokenizer); the KV cache at `context` positions (default: the bundle's), in float16; llama.cpp's buffers for a batch
+    of 512; ONNX Runtime's copy of quantised weights and its buffers for the longest question; both vocabularies; Python
+    and the libraries. Not counted: what baking needs (once, less than this), batches of several questions, and a GPU's
+    memory. Short questions need up to a fifth less. BundleError when the GGUF cannot be read.
+    """
+    return estimate(bundle, context).total
+
+
+def estimate(bundle: Bundle, context: int | None = None) -> MemoryNeed:
+    """`memory_needed`, in its parts."""
+    manifest = bundle.manifest
+    by_role = {role: sum(entry.bytes for entry in manifest.files if entry.role == role) for role in _MAPPED_ROLES}
+    gguf, llm_bytes = _llm(bundle)
+    shape = _Shape.of(gguf)
+    positions = -(-(context or manifest.llm.context) // 256) * 256  # llama.cpp rounds up
+    return MemoryNeed(
+        files=sum(by_role.values()) - by_role["llm"] + llm_bytes,
+        cache=positions * shape.cache_row * _HALF,
+        buffers=shape.buffers(positions) + _encoder_buffers(manifest.encoder, by_role["merger"] + by_role["merger-data"]),
+        program=_PROGRAM
+        + _BYTES_PER_PIECE * manifest.encoder.vocabulary
+        + _BYTES_PER_LLM_TOKEN * manifest.llm.vocabulary,
+    )
+
+
+def _llm(bundle: Bundle) -> tuple[Path, int]:
+    """A GGUF whose header is that of the LLM, and the bytes of the LLM's own."""
+    manifest = bundle.manifest
+    try:
+        if manifest.bake is None:
+            return bundle.paths["llm"], manifest.file("llm").bytes
+        from mindmerger.bake import baked_bytes
+
+        base = bundle.paths["llm-base"]
+        return base, baked_bytes(base, bundle.paths["adapter"], manifest.bake.type)
+    except KeyError as error:
+        raise BundleError(f"the bundle's file of role {error} is missing: copy, install or export it again") from None
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What of an LLM decides about its memory, in numbers per position."""
+
+    width: int
+    feed_forward: int
+    vocabulary: int
+    cache_row: int
+
+    @classmethod
+    def of(cls, path: Path) -> _Shape:
+        file = read_gguf(path)
+        name = file.text("general.architecture")
+        width = int(file.number(f"{name}.embedding_length"))
+        blocks = int(file.number(f"{name}.block_count"))
+        heads = int(file.number(f"{name}.attention.head_count", 1)) or 1
+        # Some architectures have a list here, one number a block: then each head counts, which is the most it can be.
+        kv_heads = int(file.number(f"{name}.attention.head_count_kv", heads)) or heads
+        head = width // heads
+        keys = int(file.number(f"{name}.attention.key_length", head))
+        values = int(file.number(f"{name}.attention.value_length", head))
+        if min(width, blocks) < 1:
+            raise BundleError(f"{path} does not say how wide and deep its LLM is: install or export it again")
+        vocabulary = next((t.shape[0] for t in file.tensors if t.name == "token_embd.weight"), 0)
+        return cls(
+            width=width,
+            feed_forward=int(file.number(f"{name}.feed_forward_length", 4 * width)),
+            vocabulary=vocabulary,
+            cache_row=blocks * kv_heads * (keys + values),
+        )
+
+    def buffers(self, positions: int) -> int:
+        """llama.cpp's scratch for a batch (a handful of rows of each kind at a time), its mask, one row of logits."""
+        batch = min(_BATCH, positions)
+        rows = batch * (6 * self.width + 3 * self.feed_forward) * _FLOAT
+        mask = batch * positions * (_FLOAT + _HALF)
+        # our own batch of rows in mindmerger.llama
+        return rows + mask + self.vocabulary * _FLOAT + batch * self.width * _FLOAT
+
+
+def _encoder_buffers(encoder: EncoderInfo, graph_bytes: int) -> int:
+    """ONNX Runtime: quantised weights packed anew, and what the longest question takes (scores of all heads)."""
+    length = encoder.max_tokens
+    heads = max(1, encoder.width // 32)  # the most that is usual; the manifest does not say
+    scores = 3 * heads * length * length
+    rows = 20 * length * encoder.width
+    return int(0.6 * graph_bytes) + (scores + rows) * _FLOAT
