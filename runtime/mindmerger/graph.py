@@ -91,6 +91,10 @@ class MergerGraph:
         """The soft prompt of one question, for a graph without a gate: one mapped row for each id, then the boundary row."""
         return self.merge([GraphInput(ids)])[0].rows
 
+    def batch_rows(self, batch: Sequence[Sequence[int]]) -> list[Floats]:
+        """The soft prompts of several questions, as `rows` gives each, by one run of the padded graph."""
+        return [merged.rows for merged in self.merge([GraphInput(ids) for ids in batch])]
+
     def merge(self, questions: Sequence[GraphInput]) -> list[Merged]:
         """Soft prompts and the gate's opinions of several questions in one run, padded to the longest.
 
