@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def test_bundles_that_are_none(mm_run: Run, tmp_path: Path) -> None:
     folder = tiny.bundle(tmp_path / "b")
     path = folder / "manifest.json"
     text = path.read_text()
-    path.write_text(text.replace('"format_version": "1.0"', '"format_version": "9.0"'))
+    path.write_text(re.sub(r'"format_version": "[^"]*"', '"format_version": "9.0"', text))
     assert "9.0" in refused(mm_run("x", "--bundle", str(folder)), 4)
     path.write_text(text.replace('"merger.onnx"', '"../merger.onnx"'))
     assert "inside the bundle" in refused(mm_run("x", "--bundle", str(folder)), 4)

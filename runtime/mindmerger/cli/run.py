@@ -1,194 +1,285 @@
-"""mm-run: ask one question and get the reasoning and the answer.
+"""mm-run: ask one question, many, or one after the other, and get the reasoning and the answer.
 
 Heavy imports are inside the command, so that --help is immediate.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mindmerger.cli import run_body, run_command
+from mindmerger.cli import completion_option, run_body, run_command
+from mindmerger.cli.options import NAMES, generation_options, keywords
 from mindmerger.errors import InputError
+from mindmerger.i18n import _
 
 if TYPE_CHECKING:
-    from mindmerger.generation import Generation
+    from mindmerger.cli.output import Printer
+    from mindmerger.manifest import Manifest
     from mindmerger.model import MergedModel
 
 # A question on stdin: more than this is not read, it would be refused anyway.
 _MAX_STDIN_BYTES = 4 * 1024 * 1024
 
-_EPILOG = """\b
-Examples:
-  mm-run "¿Cuánto es 15 + 27?"
-  echo "Maria ana vitabu 12. Anapata 5. Ana vingapi?" | mm-run
-  mm-run --answer-only "15 और 27 का योग क्या है?"
-  mm-run --json "15 と 27 を足すと?" | jq .answer
-  mm-run --no-merge "¿Cuánto es 15 + 27?"      the LLM alone, to compare
-
-\b
-The reasoning goes to stdout as it is generated; the last line is "Answer: …"
-("Answer: none" when the reasoning has no number). Everything else goes to stderr.
-
-\b
-Exit codes:
-  0    answered
-  2    wrong command line
-  3    the question or an option cannot be used
-  4    the bundle is missing, damaged or of an unknown version
-  5    the models could not be loaded or run on this machine
-  130  stopped with Ctrl-C
-
-\b
-The bundle is --bundle, else $MINDMERGER_BUNDLE, else the default one. Nothing
-is downloaded or sent: it works without a network.
-"""
+_HELP = _(
+    "Answer QUESTION, asked in any language that the bundle knows, with reasoning in English.\n\n"
+    'Without QUESTION, it is read from stdin; on a terminal, you ask one after the other. "-" always means stdin.'
+)
 
 
-@click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def _epilog() -> str:
+    examples = [
+        ('mm-run "¿Cuánto es 15 + 27?"', ""),
+        ('echo "Maria ana vitabu 12. Anapata 5. Ana vingapi?" | mm-run', ""),
+        ('mm-run --answer-only "15 और 27 का योग क्या है?"', ""),
+        ('mm-run --json "15 と 27 を足すと?" | jq .answer', ""),
+        ('mm-run --no-merge "¿Cuánto es 15 + 27?"', _("the LLM alone, to compare")),
+        ("mm-run --input questions.csv --output answers.jsonl", ""),
+        ('eval "$(mm-run --completion bash)"', ""),
+    ]
+    codes = [
+        ("0", _("answered")),
+        ("2", _("wrong command line")),
+        ("3", _("the question or an option cannot be used")),
+        ("4", _("the bundle is missing, damaged or of an unknown version")),
+        ("5", _("the models could not be loaded or run, or the answers not be written, on this machine")),
+        ("10", _("--input: all done, and some lines have an error instead of an answer")),
+        ("130", _("stopped with Ctrl-C")),
+        ("143", _("--input: stopped by SIGTERM")),
+    ]
+    return "\n\n".join(
+        [
+            "\n".join(["\b", _("Examples:"), *(f"  {line:<45} {what}".rstrip() for line, what in examples)]),
+            _(
+                'The reasoning goes to stdout as it is generated; the last line is "Answer: …" ("Answer: none" when the '
+                "reasoning has no number). Everything else goes to stderr."
+            ),
+            _(
+                "--input reads .txt (one question a line), .jsonl, .csv or .tsv (with a header; the field is "
+                '"question") and appends one JSON object a line to --output as questions are answered. After an '
+                "interruption, the same command continues: no line is lost or repeated. A question that fails has "
+                '"error" in its line.'
+            ),
+            "\n".join(["\b", _("Exit codes:"), *(f"  {code:<4} {what}" for code, what in codes)]),
+            _(
+                "The bundle is --bundle, else $MINDMERGER_BUNDLE, else the default one. $MINDMERGER_LANG (en, es, fr, hi, "
+                "sw) sets the language of these texts, else the locale does. Nothing is downloaded or sent: it works "
+                "without a network."
+            ),
+        ]
+    )
+
+
+def _complete_bundle(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    from mindmerger.bundle import bundle_names
+
+    return [name for name in bundle_names() if name.startswith(incomplete)]
+
+
+@click.command(
+    help=_HELP,
+    epilog=_epilog(),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.argument("question", required=False)
-@click.option("--bundle", metavar="DIR_OR_NAME", help="The bundle to use: a folder or an installed name.")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Generate at most N tokens.")
-@click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="CPU threads (default: the cores).")
-@click.option("--temperature", type=float, metavar="T", help="0: always the likeliest token (default: the bundle's).")
-@click.option("--seed", type=int, metavar="N", help="With a temperature above 0: the same seed, the same text.")
-@click.option("--no-merge", is_flag=True, help="The LLM alone, without the encoder's soft prompt.")
-@click.option("--no-calculator", is_flag=True, help="Let the LLM do its own sums in <<48/2=24>> annotations.")
-@click.option("--answer-only", is_flag=True, help="Print the final answer and nothing else.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: text, answer, timings, counts.")
-@click.option("--verbose", "-v", is_flag=True, help="Timings on stderr.")
-@click.option("--version", is_flag=True, help="Print the version and exit.")
-def command(question: str | None, version: bool, **options: Any) -> None:
-    """Answer QUESTION, asked in any language that the bundle knows, with reasoning in English.
-
-    Without QUESTION, or with "-", the question is read from stdin.
-    """
+@click.option(
+    "--bundle",
+    metavar="DIR_OR_NAME",
+    shell_complete=_complete_bundle,
+    help=_("The bundle to use: a folder or an installed name."),
+)
+@click.option("--input", type=click.Path(path_type=Path), metavar="FILE", help=_("Answer all questions of this file."))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help=_("Where the answers to --input go, as JSON lines; continued if it is there."),
+)
+@click.option("--field", metavar="NAME", help=_('Field or column of --input with the question (default: "question").'))
+@click.option("--retry-failed", is_flag=True, help=_("Ask the questions of --output that have an error again."))
+@click.option("--threads", type=click.IntRange(1, 512), metavar="N", help=_("CPU threads (default: the cores)."))
+@generation_options
+@click.option("--answer-only", is_flag=True, help=_("Print the final answer and nothing else."))
+@click.option("--json", "as_json", is_flag=True, help=_("Print one JSON object: text, answer, timings, counts."))
+@click.option("--explain", is_flag=True, help=_("Show the gate's weights, and the answers without and with them."))
+@click.option("--quiet", "-q", is_flag=True, help=_("Nothing on stderr but errors."))
+@click.option("--verbose", "-v", is_flag=True, help=_("Timings on stderr."))
+@click.option(
+    "--no-history",
+    is_flag=True,
+    envvar="MINDMERGER_NO_HISTORY",
+    help=_("On a terminal: keep no history ($MINDMERGER_NO_HISTORY)."),
+)
+@completion_option
+@click.option("--version", is_flag=True, help=_("Print the version and exit."))
+def command(version: bool, **options: Any) -> None:
+    """Read the command line."""
     if version:
         import mindmerger
 
         click.echo(f"mm-run {mindmerger.__version__}")
         return
-    run_body(lambda: _run(question, **options))
+    generation = keywords({name: options.pop(name) for name in NAMES})
+    run_body(lambda: _run(_Request(**options), generation))
 
 
-def _run(
-    question: str | None,
-    *,
-    bundle: str | None,
-    max_tokens: int | None,
-    threads: int | None,
-    temperature: float | None,
-    seed: int | None,
-    no_merge: bool,
-    no_calculator: bool,
-    answer_only: bool,
-    as_json: bool,
-    verbose: bool,
-) -> None:
-    if answer_only and as_json:
-        raise click.UsageError("--answer-only and --json exclude each other.")
-    if question is None or question == "-":
-        question = _read_stdin()
+@dataclass(frozen=True)
+class _Request:
+    """The command line, but for the options of `generate`."""
+
+    question: str | None
+    bundle: str | None
+    input: Path | None
+    output: Path | None
+    field: str | None
+    retry_failed: bool
+    threads: int | None
+    answer_only: bool
+    as_json: bool
+    explain: bool
+    quiet: bool
+    verbose: bool
+    no_history: bool
+
+    def load(self) -> MergedModel:
+        from mindmerger.loading import load
+
+        return load(self.bundle, threads=self.threads)
+
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself, without the seconds that loading may take."""
+        from mindmerger.bundle import resolve
+        from mindmerger.manifest import read_manifest
+
+        return read_manifest(resolve(self.bundle))
+
+
+def _run(request: _Request, generation: dict[str, Any]) -> None:
+    _check_options(request)
+    _check_gate(request, generation)
+    if request.input is not None:
+        _batch(request, generation)
+    elif request.question is None and sys.stdin is not None and sys.stdin.isatty():
+        _session(request, generation)
+    else:
+        question = request.question
+        _one(request, _read_stdin() if question is None or question == "-" else question, generation)
+
+
+def _check_options(request: _Request) -> None:
+    pairs: list[tuple[str, Any, str, Any]] = [
+        ("--answer-only", request.answer_only, "--json", request.as_json),
+        ("--quiet", request.quiet, "--verbose", request.verbose),
+        ("--explain", request.explain, "--answer-only", request.answer_only),
+    ]
+    if request.input is not None:
+        pairs += [
+            ("--input", True, "QUESTION", request.question),
+            ("--input", True, "--answer-only", request.answer_only),
+            ("--input", True, "--json", request.as_json),
+            ("--input", True, "--explain", request.explain),
+        ]
+        if request.output is None:
+            raise click.UsageError(_("{one} needs {other}.").format(one="--input", other="--output"))
+    else:
+        for option in ("output", "field", "retry_failed"):
+            if getattr(request, option):
+                name = "--" + option.replace("_", "-")
+                raise click.UsageError(_("{one} needs {other}.").format(one=name, other="--input"))
+    for one, has_one, other, has_other in pairs:
+        if has_one and has_other:
+            raise click.UsageError(_("{one} and {other} exclude each other.").format(one=one, other=other))
+
+
+def _check_gate(request: _Request, generation: dict[str, Any]) -> None:
+    from mindmerger.cli.explain import STEERING, need_gate
+
+    if request.explain or any(name in generation for name in STEERING):
+        need_gate(request.manifest())
+
+
+def _printer(request: _Request) -> Printer:
+    from mindmerger.cli.output import Printer
+
+    form = "json" if request.as_json else "answer" if request.answer_only else "text"
+    return Printer(form, quiet=request.quiet, verbose=request.verbose)  # type: ignore[arg-type]
+
+
+def _one(request: _Request, question: str, generation: dict[str, Any]) -> None:
     from time import perf_counter
 
     from mindmerger.tokenizer import check_question
 
     # before the seconds that loading may take
     question = check_question(question)
+    from mindmerger.cli.interrupt import Reader
 
-    from mindmerger.loading import load
-
+    printer = _printer(request)
     began = perf_counter()
-    with load(bundle, threads=threads) as model:
+    with request.load() as model:
         load_ms = (perf_counter() - began) * 1e3
-        stream = model.generate(
-            question,
-            max_new_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            calculator=False if no_calculator else None,
-            soft_prompt=not no_merge,
-        )
-        quiet = answer_only or as_json
-        text = ""
-        for text in stream:
-            if not quiet:
-                sys.stdout.write(text)
-                sys.stdout.flush()
-        result = stream.result
-        if as_json:
-            print(json.dumps(_document(model, result, not no_merge, load_ms), ensure_ascii=False))
-        elif answer_only:
-            print(result.answer or "none")
-        else:
-            # The answer has a line of its own, whatever the text ended in.
-            print("" if not text or text.endswith("\n") else "\n", end="")
-            print(f"Answer: {result.answer or 'none'}")
-        sys.stdout.flush()
-        if result.finish_reason == "length":
-            print(f"mm-run: stopped after {len(result.token_ids)} tokens; --max-tokens allows more", file=sys.stderr)
-        if verbose:
-            print(_report(model, result, load_ms), file=sys.stderr)
+        if request.explain:
+            _explain(model, question, generation, request)
+            return
+        stream = model.generate(question, **generation)
+        with Reader(model, stream) as chunks:
+            printer.stream(chunks)
+        printer.finish(model, stream.result, merged=generation.get("soft_prompt", True), load_ms=load_ms)
+
+
+def _explain(model: MergedModel, question: str, generation: dict[str, Any], request: _Request) -> None:
+    from mindmerger.cli.explain import STEERING, compare, document, explanation
+    from mindmerger.cli.progress import Progress
+
+    count = 3 if any(name in generation for name in STEERING) else 2
+    with Progress(count, _("answering"), name="mm-run", quiet=request.quiet) as progress:
+        answers = compare(model, question, generation, step=progress.step)
+    if request.as_json:
+        print(json.dumps({"question": question, "explain": document(answers)}, ensure_ascii=False))
+    else:
+        print(explanation(answers))
+
+
+def _batch(request: _Request, generation: dict[str, Any]) -> None:
+    from mindmerger.cli.batch import Batch, run_batch
+
+    assert request.input is not None and request.output is not None  # _check_options
+    batch = Batch(request.input, request.output, request.field, request.retry_failed, request.quiet, generation)
+    run_batch(batch, request.manifest(), request.load)
+
+
+def _session(request: _Request, generation: dict[str, Any]) -> None:
+    from time import perf_counter
+
+    from mindmerger.cli.repl import Session, repl
+
+    if request.explain:
+        raise click.UsageError(_("{one} needs {other}.").format(one="--explain", other="QUESTION"))
+    began = perf_counter()
+    with request.load() as model:
+        session = Session(model, generation, _printer(request), load_ms=(perf_counter() - began) * 1e3)
+        repl(session, history=not request.no_history)
 
 
 def _read_stdin() -> str:
-    if sys.stdin is None or sys.stdin.isatty():
-        raise click.UsageError('Give a QUESTION, for instance: mm-run "¿Cuánto es 15 + 27?"')
+    if sys.stdin is None:
+        raise click.UsageError(
+            _("Give a QUESTION, for instance: {example}").format(example='mm-run "¿Cuánto es 15 + 27?"')
+        )
     data = sys.stdin.buffer.read(_MAX_STDIN_BYTES + 1)
     if len(data) > _MAX_STDIN_BYTES:
-        raise InputError(f"stdin has more than {_MAX_STDIN_BYTES} bytes: give one question")
+        raise InputError(_("stdin has more than {limit} bytes: give one question").format(limit=_MAX_STDIN_BYTES))
     try:
         return data.decode("utf-8-sig")  # Windows tools write a byte order mark
     except UnicodeDecodeError as error:
-        raise InputError(f"stdin is not valid UTF-8 (at byte {error.start}): convert it, as with iconv") from None
-
-
-def _document(model: MergedModel, result: Generation, merged: bool, load_ms: float) -> dict[str, Any]:
-    return {
-        "question": result.question,
-        "text": result.text,
-        "answer": result.answer,
-        "finish_reason": result.finish_reason,
-        "merged": merged,
-        "counts": {
-            "soft_prompt_rows": result.soft_prompt_rows,
-            "prompt_tokens": result.prompt_tokens,
-            "generated_tokens": len(result.token_ids),
-            "forced_tokens": result.forced_tokens,
-        },
-        "timings": {
-            "load_ms": round(load_ms, 2),
-            **{
-                key: None if value is None else round(value, 2)
-                for key, value in dataclasses.asdict(result.timings).items()
-            },
-        },
-        "bundle": {
-            "name": model.manifest.name,
-            "method": model.manifest.method,
-            "folder": str(Path(model.bundle.folder).absolute()),
-        },
-    }
-
-
-def _report(model: MergedModel, result: Generation, load_ms: float) -> str:
-    times = result.timings
-    speed = "" if times.tokens_per_second is None else f", {times.tokens_per_second:.0f} tokens/s"
-    first = "" if times.first_token_ms is None else f", first token after {times.first_token_ms:.0f} ms"
-    return (
-        f"bundle   {model.manifest.name} ({model.manifest.method}), {model.bundle.folder}\n"
-        f"load     {load_ms:.0f} ms\n"
-        f"tokenise {times.tokenise_ms:.1f} ms, encode {times.encode_ms:.1f} ms{first}\n"
-        f"prefill  {times.prefill_ms:.1f} ms: {result.soft_prompt_rows} rows + {result.prompt_tokens} tokens\n"
-        f"decode   {times.decode_ms:.1f} ms: {len(result.token_ids)} tokens"
-        f" ({result.forced_tokens} by the calculator){speed}\n"
-        f"finish   {result.finish_reason}"
-    )
+        raise InputError(
+            _("stdin is not valid UTF-8 (at byte {position}): convert it, as with iconv").format(position=error.start)
+        ) from None
 
 
 def main() -> None:
