@@ -180,7 +180,7 @@ class Gate(nn.Module):
         return heads.transpose(1, 2).flatten(2), value
 
     def _split(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows.unflatten(-1, (self.spec.heads, -1)).transpose(1, 2)
+        return rows.reshape(*rows.shape[:2], self.spec.heads, -1).transpose(1, 2)
 
     def _pool(self, context: torch.Tensor, prompt_mask: torch.Tensor) -> torch.Tensor:
         keep = prompt_mask.unsqueeze(-1)
