@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from mindmerger.bundle import model_folders
 from mindmerger.errors import CheckpointError
 from mindmerger_train.encoders import EncoderSpec
 from mindmerger_train.gate import GateSpec
@@ -154,10 +155,7 @@ def resolve_checkpoint(name_or_folder: str) -> Path:
     folder = Path(name_or_folder)
     if (folder / CONFIG_FILE).is_file():
         return folder
-    from importlib.util import find_spec
-
-    spec = find_spec("mindmerger_models")
-    roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
+    roots = model_folders()
     for root in roots:
         if (root / name_or_folder / CONFIG_FILE).is_file():
             return root / name_or_folder
