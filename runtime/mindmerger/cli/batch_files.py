@@ -76,9 +76,9 @@ def read_questions(path: Path, field: str | None = None) -> list[Question]:
         found = list(_lines(text))
     elif kind == ".jsonl":
         found = list(_objects(text, field or DEFAULT_FIELD))
-        if found and all(question.fault == _no_field(field or DEFAULT_FIELD) for question in found):
+        if found and all(question.fault for question in found):
             raise InputError(
-                _("no line of {path} has a field {field}: name the right one with --field").format(
+                _("no line of {path} is a JSON object with text in the field {field}: name it with --field").format(
                     path=path, field=repr(field or DEFAULT_FIELD)
                 )
             )
@@ -105,17 +105,13 @@ def _objects(text: str, field: str) -> Iterator[Question]:
         except (ValueError, RecursionError):
             yield Question(number, line.strip(), fault=_("this line is not valid JSON"))
             continue
-        if not isinstance(value, dict) or field not in value:
-            yield Question(number, line.strip(), fault=_no_field(field))
-        elif not isinstance(value[field], str):
-            fault = _("the field {field} is not text").format(field=repr(field))
-            yield Question(number, line.strip(), value.get("id"), fault)
+        text_of = value.get(field) if isinstance(value, dict) else None
+        if isinstance(text_of, str):
+            yield Question(number, text_of, value.get("id"))
         else:
-            yield Question(number, value[field], value.get("id"))
-
-
-def _no_field(field: str) -> str:
-    return _("this line is not a JSON object with a field {field}").format(field=repr(field))
+            own_id = value.get("id") if isinstance(value, dict) else None
+            fault = _("this line is not a JSON object with text in the field {field}").format(field=repr(field))
+            yield Question(number, line.strip(), own_id, fault)
 
 
 def _rows(text: str, field: str, path: Path, *, tabs: bool) -> Iterator[Question]:
@@ -166,7 +162,12 @@ def _digest(text: str, length: int) -> str:
 
 def _is_part_of_answer(text: bytes) -> bool:
     """Whether this is what a crash may have left of a line of ours, and may be cut."""
-    return text.startswith(_BEGINNING) or _BEGINNING.startswith(text) or not text.strip(b"\0")
+    try:
+        json.loads(text)
+    except ValueError:
+        return bool(text) and (text.startswith(_BEGINNING) or _BEGINNING.startswith(text) or not text.strip(b"\0"))
+    # whole, and only its line end is missing: ours are `{"line": ...}`, so anything else is somebody's
+    return text.startswith(_BEGINNING) and text.endswith(b"}") and b'"run": ' in text
 
 
 class AnswerFile:
