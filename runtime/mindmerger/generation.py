@@ -8,7 +8,7 @@ from typing import Literal
 
 from mindmerger.errors import InputError
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from mindmerger.errors import InputError, ModelError
 from mindmerger.sampling import Sampler, Sampling
 
 _BATCH = 512
-_ABORTED = 2
+ABORTED = 2  # status of llama_decode
 _backend_lock = threading.Lock()
 _backend: ModuleType | None = None
 _log_callbacks: dict[bool, Any] = {}  # by verbosity; kept for ever, llama.cpp holds a pointer to one of them
@@ -128,26 +128,39 @@ class LLM:
         self._make_batches(batch)
 
     def _open_context(self, context: int, threads: int, batch: int) -> None:
-        native = self._native
-        parameters = native.llama_context_default_params()
-        parameters.n_ctx = context
-        parameters.n_batch = parameters.n_ubatch = batch
-        parameters.n_seq_max = 1
-        # Logits are wanted at one position of a call, never more: without this, room for all of a batch is set aside.
-        parameters.n_outputs_max = 1
-        parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.no_perf = True
         self._flag = ctypes.create_string_buffer(2)
+        self.threads = threads
+        self._context = self.new_context(context, batch)
+        self._memory: Any = self._native.llama_get_memory(self._context)
+        # llama.cpp rounds the context up; the smaller number is the one that was promised
+        self.context = min(context, int(self._native.llama_n_ctx(self._context)))
+
+    def new_context(self, positions: int, batch: int, sequences: int = 1) -> Any:
+        """A native context over this model, which `cancel` stops too; the caller frees it before the model.
+
+        `positions` is the sum over all sequences, each of which gets an equal part: with parts of their own, a sequence
+        attends to its own positions only, and not to everybody's with a mask over most of it.
+        """
+        native = self._native
+        if not self._model:
+            raise ModelError("the model is closed: load it again")
+        parameters = native.llama_context_default_params()
+        parameters.n_ctx = positions
+        parameters.n_batch = parameters.n_ubatch = batch
+        parameters.n_seq_max = sequences
+        parameters.kv_unified = False
+        # Logits are wanted at one position of a sequence, never more: without this, room for a whole batch is set aside.
+        parameters.n_outputs_max = sequences
+        parameters.n_threads = parameters.n_threads_batch = self.threads
+        parameters.no_perf = True
         callback = _abort_callback(native)
         if callback is not None:
             parameters.abort_callback = callback
             parameters.abort_callback_data = ctypes.addressof(self._flag)
-        self._context = native.llama_init_from_model(self._model, parameters)
-        if not self._context:
-            raise ModelError(f"llama.cpp cannot open a context of {context} tokens: ask for less or free memory")
-        self._memory: Any = native.llama_get_memory(self._context)
-        # llama.cpp rounds the context up; the smaller number is the one that was promised
-        self.context = min(context, int(native.llama_n_ctx(self._context)))
+        context = native.llama_init_from_model(self._model, parameters)
+        if not context:
+            raise ModelError(f"llama.cpp cannot open a context of {positions} tokens: ask for less or free memory")
+        return context
 
     def _make_batches(self, size: int) -> None:
         """Two batches over buffers of our own: one of token ids, one of rows. Token and row never share a batch."""
@@ -248,7 +261,7 @@ class LLM:
         # Some of the batch may be in the cache: whatever happens next starts from an empty one.
         self._native.llama_memory_clear(self._memory, False)
         self.position = 0
-        if status == _ABORTED and self.cancelled:
+        if status == ABORTED and self.cancelled:
             raise Cancelled
         raise ModelError(f"llama.cpp failed to decode (status {status}): free memory, or report this with the bundle")
 

@@ -9,37 +9,26 @@ from __future__ import annotations
 import codecs
 import threading
 import weakref
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator
 from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
 
+from mindmerger import batch
 from mindmerger.answer import final_answer
+from mindmerger.batch import BatchItem
 from mindmerger.bundle import Bundle
 from mindmerger.calculator import calculate, pending_expression
-from mindmerger.errors import InputError, ModelError
+from mindmerger.errors import InputError, MindMergerError, ModelError
 from mindmerger.generation import FinishReason, Generation, GenerationStream, Timings
 from mindmerger.graph import MergerGraph
 from mindmerger.llama import LLM, Cancelled
+from mindmerger.plan import Plan
 from mindmerger.sampling import Sampling
+from mindmerger.sequences import max_sequences
 from mindmerger.tokenizer import QuestionTokenizer, check_question
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """A question that was checked and fits: everything that can be refused has been."""
-
-    question: str
-    encoder_ids: list[int]
-    prompt_ids: list[int]
-    max_new_tokens: int
-    tokenise_ms: float
-
-    @property
-    def soft_prompt_rows(self) -> int:
-        return len(self.encoder_ids) + 1 if self.encoder_ids else 0
+from mindmerger.transcript import Transcript
 
 
 class MergedModel:
@@ -57,7 +46,7 @@ class MergedModel:
         self._turn = threading.Lock()
         self._turn_of: int | None = None
         # weak: a stream that nobody reads any more must end, and free the model
-        self._running: weakref.ref[Generator[str, None, None]] | None = None
+        self._running: weakref.ref[Generator[object, None, None]] | None = None
         self._stop_ids = frozenset(self.manifest.prompt.stop_ids)
         self._closed = False
 
@@ -130,6 +119,81 @@ class MergedModel:
             pass
         return stream.result
 
+    def generate_batch(
+        self,
+        questions: Iterable[str],
+        *,
+        slots: int | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        calculator: bool | None = None,
+        soft_prompt: bool = True,
+        question_in_prompt: bool | None = None,
+    ) -> Iterator[BatchItem]:
+        """Answer many questions, `slots` of them at a time (default 16), several times faster than one after another.
+
+        Yields a `BatchItem` for each question as it ends, in the order in which they end; `index` says which question
+        it is. A question that cannot be asked is an item with an `error` and does not stop the others. The options are
+        those of `generate`, for all questions alike, a seed included; they are checked before the first item is asked
+        for. `cancel()` ends the iteration: questions in work come out as "cancelled", the rest not at all.
+
+        The model is busy until the iterator is exhausted, closed or dropped. Greedy answers are those of `generate` but
+        for the rounding of another batch size, which can decide where two tokens are almost equally likely. A context
+        of its own takes memory meanwhile: `slots` × the positions of the longest question with its answer.
+        """
+        if isinstance(questions, (str, bytes)):
+            raise InputError("generate_batch takes several questions, not one text: use answer() or a list")
+        if slots is None:
+            slots = batch.DEFAULT_SLOTS
+        if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= max_sequences():
+            raise InputError(f"slots must be a whole number from 1 to {max_sequences()}, not {slots!r:.40}")
+        defaults = self.manifest.generation
+        sampling = Sampling(
+            temperature=defaults.temperature if temperature is None else temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+        )
+        use_calculator = defaults.calculator if calculator is None else bool(calculator)
+        self._check_plan_options(max_new_tokens, soft_prompt, question_in_prompt)
+        setting = batch.Setting(
+            llm=self.llm,
+            graph=self._graph,
+            bos_id=self.manifest.prompt.bos_id,
+            injection_scale=self.manifest.injection_scale,
+            new_sampler=lambda: self.llm.sampler(sampling),
+            new_transcript=lambda plan: Transcript(
+                self.llm, self._stop_ids, plan.max_new_tokens, calculator=use_calculator
+            ),
+        )
+        itself: list[weakref.ref[Generator[BatchItem, None, None]]] = []
+
+        def items() -> Generator[BatchItem, None, None]:
+            self._take_turn()
+            self._running = itself[0]
+            try:
+                plans = []
+                for index, question in enumerate(questions):
+                    if self.llm.cancelled:
+                        return
+                    try:
+                        plan = self._plan(question, max_new_tokens, soft_prompt, question_in_prompt)
+                        plans.append((index, question, plan))
+                    except MindMergerError as error:
+                        yield BatchItem(index, question, None, error)
+                yield from batch.run(setting, plans, slots)
+            finally:
+                self._end_turn()
+
+        answering = items()
+        itself.append(weakref.ref(answering))
+        return answering
+
     def cancel(self) -> None:
         """Stop the answer that is being generated now, from any thread, also during prefill. It ends as "cancelled"."""
         self.llm.cancel()
@@ -183,19 +247,11 @@ class MergedModel:
 
     def _plan(
         self, question: str, max_new_tokens: int | None, soft_prompt: bool, question_in_prompt: bool | None
-    ) -> _Plan:
+    ) -> Plan:
         began = perf_counter()
         if self._closed:
             raise ModelError("the model is closed: load it again")
-        if max_new_tokens is not None and (
-            isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1
-        ):
-            raise InputError(f"max_new_tokens must be a whole number of at least 1, not {max_new_tokens!r:.40}")
-        if question_in_prompt is None:
-            # LangBridge trains on the soft prompt alone; without it there is only the prompt
-            question_in_prompt = self.manifest.method != "langbridge" or not soft_prompt
-        if not soft_prompt and not question_in_prompt:
-            raise InputError("without the soft prompt and without the question in the prompt there is no question left")
+        question_in_prompt = self._check_plan_options(max_new_tokens, soft_prompt, question_in_prompt)
         question = check_question(question)
         self._tokenizer.check_length(question)
         encoder_ids = self._tokenizer.encode(question) if soft_prompt else []
@@ -212,9 +268,24 @@ class MergedModel:
         if max_new_tokens is None:
             max_new_tokens = min(self.manifest.generation.max_new_tokens, self.llm.context - length)
         tokenise_ms = (perf_counter() - began) * 1e3
-        return _Plan(question, encoder_ids, prompt_ids, max_new_tokens, tokenise_ms)
+        return Plan(question, encoder_ids, prompt_ids, max_new_tokens, tokenise_ms)
 
-    def _prefill(self, plan: _Plan) -> tuple[float, float]:
+    def _check_plan_options(
+        self, max_new_tokens: int | None, soft_prompt: bool, question_in_prompt: bool | None
+    ) -> bool:
+        """Refuse what no question can be asked with. Returns whether the question goes into the prompt."""
+        if max_new_tokens is not None and (
+            isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1
+        ):
+            raise InputError(f"max_new_tokens must be a whole number of at least 1, not {max_new_tokens!r:.40}")
+        if question_in_prompt is None:
+            # LangBridge trains on the soft prompt alone; without it there is only the prompt
+            question_in_prompt = self.manifest.method != "langbridge" or not soft_prompt
+        if not soft_prompt and not question_in_prompt:
+            raise InputError("without the soft prompt and without the question in the prompt there is no question left")
+        return question_in_prompt
+
+    def _prefill(self, plan: Plan) -> tuple[float, float]:
         """Encode and decode everything before the answer. Returns the milliseconds of both."""
         began = perf_counter()
         rows = None
@@ -237,7 +308,7 @@ class MergedModel:
 
     def _steps(
         self,
-        plan: _Plan,
+        plan: Plan,
         sampling: Sampling,
         use_calculator: bool,
         results: list[Generation],

@@ -1,0 +1,333 @@
+"""Many questions at once: continuous batching over the sequences of one llama.cpp context.
+
+A slot is a sequence. Each step appends one token to every busy slot, so the LLM's weights are read once for all of them;
+a slot whose answer ends takes the next question at once. Slots keep the BOS that all sequences begin with. A calculator's
+tokens are fed one a step: a step of equal parts is one pass over the weights, a ragged one is several.
+
+Knows nothing about bundles, files or terminals.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from mindmerger.answer import final_answer
+from mindmerger.errors import MindMergerError
+from mindmerger.generation import FinishReason, Generation, Timings
+from mindmerger.graph import GraphInput, MergerGraph
+from mindmerger.llama import LLM, Cancelled
+from mindmerger.plan import Plan
+from mindmerger.sampling import Sampler
+from mindmerger.sequences import Sequences
+from mindmerger.transcript import Transcript
+
+# Measured on one core of two, 135 M parameters in Q8_0: tokens/s against one sequence 1.4 (2 slots), 2.1 (4), 2.6 (8),
+# 3.1 (16), 2.7 (32).
+DEFAULT_SLOTS = 16
+# Questions are sorted by length inside windows of so many: enough for encoder batches with little padding, and the
+# answers still come about in the order of the questions.
+_WINDOW = 128
+_ENCODER_BATCH = 16
+# Positions for each slot that are set aside without asking; where questions need more, there are fewer slots for them.
+_SLOT_POSITIONS = 1024
+
+
+@dataclass(frozen=True)
+class BatchItem:
+    """What became of one question of a batch: `question`, as it was asked, has place `index`; one of the others is None.
+
+    The timings of a `Generation` in a batch are wall time, in which the other slots were served too.
+    """
+
+    index: int
+    question: str
+    generation: Generation | None
+    error: MindMergerError | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all questions of a batch share."""
+
+    llm: LLM
+    graph: MergerGraph
+    bos_id: int | None
+    injection_scale: float
+    new_sampler: Callable[[], Sampler]
+    new_transcript: Callable[[Plan], Transcript]
+    timeout: float | None = None
+
+
+class _Clock:
+    """Seconds that pass while the batch works, not while the reader of the results does."""
+
+    def __init__(self) -> None:
+        self._away = 0.0
+        self._left = 0.0
+
+    def now(self) -> float:
+        return perf_counter() - self._away
+
+    def leave(self) -> None:
+        self._left = perf_counter()
+
+    def return_(self) -> None:
+        self._away += perf_counter() - self._left
+
+
+@dataclass(frozen=True)
+class _Question:
+    index: int
+    asked: str
+    plan: Plan
+
+
+@dataclass
+class _Slot:
+    """A question in work."""
+
+    sequence: int
+    question: _Question
+    plan: Plan
+    rows: npt.NDArray[np.float32] | None
+    encode_ms: float
+    sampler: Sampler
+    transcript: Transcript
+    began: float
+    feed: deque[int]
+    prefill_ms: float = 0.0
+    prefilled: float | None = None
+    first: float | None = None
+
+    def generation(self, now: float) -> Generation:
+        plan, transcript = self.plan, self.transcript
+        text, finish = transcript.text, transcript.finish
+        assert finish is not None
+        decode_ms = 0.0 if self.prefilled is None else (now - self.prefilled) * 1e3
+        before = plan.tokenise_ms + self.encode_ms
+        return Generation(
+            question=plan.question,
+            text=text,
+            answer=final_answer(text),
+            finish_reason=finish,
+            token_ids=tuple(transcript.ids),
+            stop_id=transcript.stop_id,
+            soft_prompt_rows=plan.soft_prompt_rows,
+            prompt_tokens=len(plan.prompt_ids),
+            forced_tokens=transcript.forced_count,
+            timings=Timings(
+                tokenise_ms=plan.tokenise_ms,
+                encode_ms=self.encode_ms,
+                prefill_ms=self.prefill_ms,
+                decode_ms=decode_ms,
+                total_ms=before + (now - self.began) * 1e3,
+                first_token_ms=None if self.first is None else before + (self.first - self.began) * 1e3,
+                tokens_per_second=len(transcript.ids) / decode_ms * 1e3 if decode_ms and transcript.ids else None,
+            ),
+        )
+
+
+def run(setting: Setting, plans: Iterable[tuple[int, str, Plan]], slots: int) -> Generator[BatchItem, None, None]:
+    """Answer all plans, given with index and text of their questions; yields the items as they end.
+
+    When the LLM is cancelled, what has begun is yielded as "cancelled" and the rest is not begun.
+    """
+    for questions, count, length in _passes([_Question(*each) for each in plans], slots, setting.bos_id is not None):
+        batch = _Batch(setting, questions, count, length)
+        try:
+            yield from batch.items()
+        finally:
+            batch.close()
+        if batch.cancelled:
+            return
+
+
+def _passes(
+    questions: list[_Question], slots: int, bos: bool
+) -> Generator[tuple[list[_Question], int, int], None, None]:
+    """Questions with the number of slots and their length: one pass, but another with fewer slots for the very long."""
+    room = slots * _SLOT_POSITIONS
+    needs = {id(question): bos + question.plan.positions + question.plan.max_new_tokens for question in questions}
+    usual = [question for question in questions if needs[id(question)] <= _SLOT_POSITIONS]
+    longer = [question for question in questions if needs[id(question)] > _SLOT_POSITIONS]
+    for part in (usual, longer):
+        if not part:
+            continue
+        length = max(needs[id(question)] for question in part)
+        length = -(-length // 256) * 256  # llama.cpp's own unit
+        ordered: list[_Question] = []
+        for start in range(0, len(part), _WINDOW):
+            ordered += sorted(part[start : start + _WINDOW], key=lambda question: question.plan.positions)
+        yield ordered, max(1, min(slots, len(part), room // length)), length
+
+
+class _Batch:
+    """One pass: a context, its slots, and the questions that wait for one."""
+
+    def __init__(self, setting: Setting, questions: Sequence[_Question], slots: int, length: int) -> None:
+        self._setting = setting
+        self._waiting = deque(questions)
+        self._encoded: deque[tuple[_Question, npt.NDArray[np.float32] | MindMergerError | None, float]] = deque()
+        self._clock = _Clock()
+        self._busy: list[_Slot] = []
+        self._sequences = Sequences(setting.llm, slots, length)
+        self._free = list(range(slots))[::-1]
+        self.cancelled = False
+
+    def items(self) -> Generator[BatchItem, None, None]:
+        ready: deque[BatchItem] = deque()
+        try:
+            while self._waiting or self._encoded or self._busy:
+                self._fill(ready)
+                self._end(ready)
+                while ready:
+                    item = ready.popleft()
+                    self._clock.leave()
+                    yield item
+                    self._clock.return_()
+                self._step()
+        except Cancelled:
+            self.cancelled = True
+        if self.cancelled:
+            for slot in self._busy:
+                slot.transcript.cut("cancelled")
+            self._end(ready)
+            yield from ready
+
+    def close(self) -> None:
+        """Free the samplers of what was not finished, and the context."""
+        for slot in self._busy:
+            slot.sampler.close()
+        self._busy = []
+        self._sequences.close()
+
+    # ------------------------------------------------------------------------------------- taking questions
+
+    def _fill(self, ready: deque[BatchItem]) -> None:
+        """Put waiting questions into the free slots, up to the first token of each answer."""
+        started = []
+        while self._free and (self._waiting or self._encoded):
+            self._check_cancelled()
+            if not self._encoded:
+                self._encode()
+            question, rows, encode_ms = self._encoded.popleft()
+            if isinstance(rows, MindMergerError):
+                ready.append(BatchItem(question.index, question.asked, None, rows))
+                continue
+            slot = self._slot(self._free.pop(), question, rows, encode_ms)
+            self._busy.append(slot)
+            started.append(slot)
+        bos = self._setting.bos_id
+        if bos is not None and (bare := [slot for slot in started if self._sequences.positions[slot.sequence] == 0]):
+            self._sequences.step([(slot.sequence, bos, False) for slot in bare])
+        for slot in started:
+            self._check_cancelled()
+            self._prefill(slot)
+
+    def _slot(
+        self, sequence: int, question: _Question, rows: npt.NDArray[np.float32] | None, encode_ms: float
+    ) -> _Slot:
+        return _Slot(
+            sequence=sequence,
+            question=question,
+            plan=question.plan,
+            rows=rows,
+            encode_ms=encode_ms,
+            sampler=self._setting.new_sampler(),
+            transcript=self._setting.new_transcript(question.plan),
+            began=self._clock.now(),
+            feed=deque(),
+        )
+
+    def _encode(self) -> None:
+        """Run the merger graph on the next questions, which are of about the same length."""
+        questions = [self._waiting.popleft() for _ in range(min(_ENCODER_BATCH, len(self._waiting)))]
+        if not questions[0].plan.encoder_ids:
+            self._encoded.extend((question, None, 0.0) for question in questions)
+            return
+        began = perf_counter()
+        graph = self._setting.graph
+        found: list[npt.NDArray[np.float32] | MindMergerError]
+        try:
+            found = [
+                merged.rows for merged in graph.merge([GraphInput(question.plan.encoder_ids) for question in questions])
+            ]
+        except MindMergerError:
+            # One of them, or the size of the batch: whose fault it is shows when each is asked alone.
+            found = [self._rows_alone(question.plan) for question in questions]
+        encode_ms = (perf_counter() - began) * 1e3 / len(questions)
+        self._encoded.extend((question, rows, encode_ms) for question, rows in zip(questions, found, strict=True))
+
+    def _rows_alone(self, plan: Plan) -> npt.NDArray[np.float32] | MindMergerError:
+        try:
+            return self._setting.graph.rows(plan.encoder_ids)
+        except MindMergerError as error:
+            return error
+
+    def _prefill(self, slot: _Slot) -> None:
+        """Rows, then prompt: calls of one kind and of one sequence, whose lengths then need not be equal."""
+        began = self._clock.now()
+        index = 0
+        if slot.rows is not None:
+            rows = slot.rows
+            if self._setting.injection_scale != 1.0:
+                rows = rows * np.float32(self._setting.injection_scale)
+            index = self._sequences.append_rows(slot.sequence, rows, not slot.plan.prompt_ids)
+            slot.rows = None
+        if slot.plan.prompt_ids:
+            index = self._sequences.append_tokens(slot.sequence, slot.plan.prompt_ids, True)
+        slot.prefilled = self._clock.now()
+        slot.prefill_ms = (slot.prefilled - began) * 1e3
+        self._draw(slot, index)
+
+    # -------------------------------------------------------------------------------------------- decoding
+
+    def _step(self) -> None:
+        """One token for every busy slot."""
+        self._check_cancelled()
+        if not self._busy:
+            return
+        slots = list(self._busy)
+        entries = [(slot.sequence, slot.feed.popleft(), not slot.feed) for slot in slots]
+        self._sequences.step(entries)
+        for index, slot in enumerate(slots):
+            if not slot.feed:
+                self._draw(slot, index)
+
+    def _draw(self, slot: _Slot, index: int) -> None:
+        token = self._sequences.sample(slot.sampler, index)
+        if slot.first is None:
+            slot.first = self._clock.now()
+        transcript = slot.transcript
+        transcript.take(token)
+        if transcript.finish is None:
+            slot.feed.append(token)
+            for forced in transcript.forced:
+                self._setting.llm.accept(slot.sampler, forced)
+                slot.feed.append(forced)
+            timeout = self._setting.timeout
+            if timeout is not None and self._clock.now() - slot.began > timeout:
+                transcript.cut(_TIMEOUT)
+
+    def _end(self, ready: deque[BatchItem]) -> None:
+        """Take the finished answers out of their slots."""
+        now = self._clock.now()
+        for slot in [slot for slot in self._busy if slot.transcript.finish is not None]:
+            self._busy.remove(slot)
+            slot.sampler.close()
+            self._sequences.rewind(slot.sequence, int(self._setting.bos_id is not None))
+            self._free.append(slot.sequence)
+            ready.append(BatchItem(slot.question.index, slot.question.asked, slot.generation(now), None))
+
+    def _check_cancelled(self) -> None:
+        if self._setting.llm.cancelled:
+            raise Cancelled
+
+
+_TIMEOUT: FinishReason = "timeout"
