@@ -33,7 +33,7 @@ def test_json_lines(tmp_path: Path) -> None:
         (1, 7, True), (3, None, False), (4, None, False), (5, "x", False), (6, None, False)
     ]  # fmt: skip
     assert questions(tmp_path / "q.jsonl", "\n".join(lines), "Q")[-1] == Question(6, "b")
-    with pytest.raises(InputError, match="no line of .*'nope'.*--field"):
+    with pytest.raises(InputError, match=r"no line of .*'nope'.*--field"):
         read_questions(tmp_path / "q.jsonl", "nope")
 
 
@@ -46,7 +46,7 @@ def test_tables(tmp_path: Path) -> None:
     assert found[2].fault is not None
     found = questions(tmp_path / "q.tsv", 'lang\tText\nes\t"Hola, dijo "Ana\nsw\tNgapi?\n', "Text")
     assert [(q.line, q.text) for q in found] == [(2, '"Hola, dijo "Ana'), (3, "Ngapi?")]
-    with pytest.raises(InputError, match="no column 'question'.*lang, Text"):
+    with pytest.raises(InputError, match=r"no column 'question'.*lang, Text"):
         read_questions(tmp_path / "q.tsv")
 
 
@@ -187,7 +187,7 @@ def test_failed_lines_are_dropped_when_asked(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_is_said_once_and_clearly() -> None:
     with AnswerFile(Path("/dev/full"), RUN, [1]) as answers:
-        with pytest.raises(ModelError, match="No space left.*make room"):
+        with pytest.raises(ModelError, match=r"No space left.*make room"):
             answers.write(1, {"answer": "7"})
         assert answers.done == set()
 

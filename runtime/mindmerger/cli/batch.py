@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mindmerger.cli.batch_files import AnswerFile, Question, fingerprint, read_questions
+from mindmerger.cli.interrupt import Reader
 from mindmerger.cli.output import note
 from mindmerger.cli.progress import Progress
 from mindmerger.errors import InputError, MindMergerError
@@ -98,23 +99,15 @@ def _answer(batch: Batch, left: list[Question], load: Callable[[], MergedModel],
         if not left:
             return
         with load() as model:
-            for index, result, error in _answered(model, [question.text for question in left], batch.keywords):
-                question = left[index]
-                if result is not None and result.finish_reason == "cancelled":
-                    continue  # nobody's answer: it is asked again
-                answers.write(question.line, _success(question, result) if result else _failure(question, error))
-                progress.step()
-
-
-def _answered(
-    model: MergedModel, questions: list[str], keywords: dict[str, Any]
-) -> Iterator[tuple[int, Generation | None, MindMergerError | None]]:
-    """Each question's index with its answer or its error, as they end."""
-    for index, question in enumerate(questions):
-        try:
-            yield index, model.answer(question, **keywords), None
-        except MindMergerError as error:
-            yield index, None, error
+            items = model.generate_batch([question.text for question in left], **batch.keywords)
+            with Reader(model, items) as reader:
+                for item in reader:
+                    question, result = left[item.index], item.generation
+                    if result is not None and result.finish_reason == "cancelled":
+                        continue  # nobody's answer: it is asked again
+                    record = _success(question, result) if result else _failure(question, item.error)
+                    answers.write(question.line, record)
+                    progress.step()
 
 
 def _identity(question: Question) -> dict[str, Any]:

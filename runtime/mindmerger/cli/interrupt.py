@@ -1,4 +1,4 @@
-"""Read an answer so that Ctrl-C stops it at once, also while the question is being read (prefill).
+"""Read what a model generates so that Ctrl-C stops it at once, also while a question is being read (prefill).
 
 Python runs signal handlers between two bytecodes of the main thread. If that thread is inside llama.cpp, Ctrl-C waits
 until it comes back, which may take seconds. So another thread generates, and the main one waits where it can be
@@ -9,45 +9,47 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from mindmerger.generation import GenerationStream
     from mindmerger.model import MergedModel
+
+T = TypeVar("T")
 
 _POLL_SECONDS = 0.05
 
 
-class Reader:
-    """The chunks of a stream. A context manager: afterwards the answer has been cancelled, unless it had ended."""
+class Reader(Generic[T]):
+    """The items of a stream. A context manager: afterwards the stream has been cancelled, unless it had ended."""
 
-    def __init__(self, model: MergedModel, stream: GenerationStream) -> None:
+    def __init__(self, model: MergedModel, stream: Iterable[T]) -> None:
         self._model = model
         self._stream = stream
-        self._queue: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[T] | BaseException | None] = queue.SimpleQueue()
         self._stopped = False
         self._thread = threading.Thread(target=self._generate, name="mindmerger-answer", daemon=True)
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[T]:
         while (item := self._queue.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            yield item[0]
 
     def _generate(self) -> None:
         try:
-            for chunk in self._stream:
-                self._queue.put(chunk)
+            for item in self._stream:
+                self._queue.put((item,))
                 if self._stopped:
                     break
-            self._stream.close()
+            if close := getattr(self._stream, "close", None):
+                close()
         except BaseException as error:
             self._queue.put(error)
         finally:
             self._queue.put(None)
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> Reader[T]:
         self._thread.start()
         return self
 
