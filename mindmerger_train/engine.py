@@ -1,43 +1,55 @@
-"""The training loop that all stages share: schedule, gradient step, log line, resumable state.
+"""The training loop that all stages share: schedule, step, evaluation, what is kept and when.
 
-A stage says what to compute (`Task`); this module knows nothing of encoders, LLMs or data. Progress is counted in tokens, so
-that the schedule does not depend on how batches are cut.
+A stage says what to compute (`Task`); this module knows nothing of encoders, LLMs or data, nothing of files' formats
+(runstate.py, runlog.py), and leaves precision and several processes to accelerate. Progress is counted in tokens, so that the
+schedule does not depend on how batches are cut. What a step computes does not depend on how many processes share it:
+every process draws the same batches and computes its part of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import json
 import math
 import os
-import pickle
-import shutil
-import sys
+import signal
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from types import FrameType
+from typing import Any, Protocol, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch import nn
 
-from mindmerger.errors import CheckpointError, MindMergerError
+from mindmerger.errors import InputError, MindMergerError
+from mindmerger_train.charts import write_chart
 from mindmerger_train.layout import Row
+from mindmerger_train.runlog import RunLog
+from mindmerger_train.runstate import FOLDER, Progress, load_state, save_state, saving, state_file
 
-STATE = "state"
+# Steps between two lines of the log.
+LOG_STEPS = 10
 # Parameter numbers of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how hard to train. `tokens`: positions seen by the LLM in all, padding not counted."""
+    """How long and how hard to train. `tokens`: positions seen by the LLM in all, padding not counted.
+
+    A step is `accumulate` batches of at most `batch_tokens` positions each (padding included), over all processes together;
+    where the number of processes does not divide `accumulate`, each batch is shared out by rows.
+    """
 
     tokens: int
     lr: float
     batch_tokens: int = 3000
+    accumulate: int = 1
     warmup: float = 0.02
     final_lr: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
@@ -45,8 +57,16 @@ class Schedule:
     weight_decay: float = 0.0
     clip: float = 1.0
     seed: int = 0
+    precision: str = "bf16"
     save_seconds: float = 300.0
     eval_tokens: int = 150_000
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "batch_tokens", "accumulate", "eval_tokens"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise InputError(f"schedule.{name} must be a whole number of at least 1, not {getattr(self, name)!r}")
+        if self.precision not in ("bf16", "no"):
+            raise InputError(f"schedule.precision must be bf16 or no (float32), not {self.precision!r}")
 
     def lr_at(self, seen: int) -> float:
         """Learning rate after `seen` tokens: linear warm-up, then a cosine down to `final_lr` of the peak."""
@@ -58,7 +78,11 @@ class Schedule:
 
 
 class Task(Protocol):
-    """What a stage computes."""
+    """What a stage computes.
+
+    Optional besides: `parameter_groups() -> list[dict]` for the optimiser, each group with its `rate` as a multiple of the
+    schedule's; `report() -> dict`, asked after each evaluation and merged into its line of the log.
+    """
 
     trained: nn.Module
 
@@ -69,24 +93,44 @@ class Task(Protocol):
         """Write what the stage has made, ready for the next stage."""
 
 
-@dataclass
-class Progress:
-    """Where a run stands; all that a resumed run needs beside weights and optimiser."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    best: float = math.inf
-
-
 class TrainingError(MindMergerError):
     """Training cannot go on (NaN loss). The last good state is kept. Exit code 9."""
 
     exit_code = 9
 
 
+class _Step(nn.Module):
+    """What accelerate wraps: the sum of the loss over some rows.
+
+    Every trained parameter takes part, if only with a zero, so that rows that miss some (or all: a process may have no row of
+    a small batch) still have a gradient for each: processes then agree on what they exchange, and on what moves.
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.trained = task.trained
+        self._loss = task.loss
+
+    def forward(self, rows: list[Row]) -> torch.Tensor:
+        parameters = [p for p in self.trained.parameters() if p.requires_grad]
+        touched = torch.stack([p.flatten()[0].float() for p in parameters]).sum() * 0.0
+        return self._loss(rows)[0] + touched if rows else touched
+
+
+def share_out(packs: Sequence[list[Row]], process: int, processes: int) -> list[list[Row]]:
+    """The batches of one step that `process` of `processes` computes: as many in each process, together all rows once."""
+    if len(packs) % processes == 0:
+        return list(packs[process::processes])
+    return [pack[process::processes] for pack in packs]
+
+
+def response_tokens(rows: Sequence[Row]) -> int:
+    """Tokens that the LLM is asked for."""
+    return sum(len(row.label_ids) - len(row.given) for row in rows)
+
+
 def evaluate(task: Task, accelerator: Accelerator, held_out: list[list[Row]]) -> float:
-    """Mean loss per response token on held-out batches."""
+    """Mean loss per response token on held-out batches, in the memory of one batch."""
     total, count = 0.0, 0
     with torch.no_grad(), accelerator.autocast():
         for rows in held_out:
@@ -103,66 +147,215 @@ def train(
     folder: Path,
     *,
     resume: bool = False,
-    precision: str = "bf16",
+    precision: str | None = None,
 ) -> Progress:
-    """Train until the token budget is spent; writes `metrics.jsonl`, `state/` and, through the task, the result.
+    """Train until the token budget is spent; writes log, chart, `state/` and, through the task, the result.
 
-    `precision` is `bf16` (autocast) or `no` (float32). Raises TrainingError on a NaN loss.
+    `stream` gives the same batches in the same order in every run and every process. `precision` overrides the schedule's.
+    Without `resume`, a state in `folder` is thrown away. Raises TrainingError on a NaN loss, ModelError when the disk is full,
+    CheckpointError when the state does not fit; KeyboardInterrupt after Ctrl-C or SIGTERM, once the state is saved.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with saving("the result", folder):
+        folder.mkdir(parents=True, exist_ok=True)
     _keep_freed_memory()
-    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
-    # A task may ask for several groups, each with its `rate` as a multiple of the schedule's.
-    groups = task.parameter_groups() if hasattr(task, "parameter_groups") else None
-    parameters = [p for p in task.trained.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(
-        groups or parameters,
-        lr=schedule.lr,
-        betas=schedule.betas,
-        eps=schedule.eps,
-        weight_decay=schedule.weight_decay,
-        fused=True,
-    )
-    progress = Progress()
-    if resume and (folder / STATE).is_dir():
-        progress = _load_state(folder / STATE, task.trained, optimiser)
-        for _ in range(progress.step):
-            next(stream)
-    elif (folder / "metrics.jsonl").exists():
-        (folder / "metrics.jsonl").unlink()
-    started = time.monotonic() - progress.seconds
-    saved, next_eval = time.monotonic(), (progress.tokens // schedule.eval_tokens + 1) * schedule.eval_tokens
-    recent = _Recent()
-    while progress.tokens < schedule.tokens:
-        rows = next(stream)
-        for group in optimiser.param_groups:
+    run = _Run(task, held_out, schedule, folder, precision or schedule.precision)
+    run.start(stream, resume)
+    try:
+        with _deferred_interrupts(enabled=run.accelerator.num_processes == 1) as interrupted:
+            while run.progress.tokens < schedule.tokens:
+                run.step([next(stream) for _ in range(schedule.accumulate)])
+                if interrupted.is_set():
+                    run.save()
+                    raise KeyboardInterrupt
+        run.finish()
+    finally:
+        run.log.close()
+    return run.progress
+
+
+class _Run:
+    """One call of `train`. Only the main process logs, evaluates and saves; the others wait for it at their next step."""
+
+    def __init__(self, task: Task, held_out: list[list[Row]], schedule: Schedule, folder: Path, precision: str) -> None:
+        self.task, self.held_out, self.schedule, self.folder = task, held_out, schedule, folder
+        # A second run in one process may want another precision.
+        AcceleratorState._reset_state()
+        self.accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=not torch.cuda.is_available(),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        self.main = bool(self.accelerator.is_main_process)
+        for part in (getattr(task, "llm", None), getattr(task, "encoder", None)):
+            if isinstance(part, nn.Module):
+                part.to(self.accelerator.device)
+        self.parameters = [p for p in task.trained.parameters() if p.requires_grad]
+        groups = cast(Any, task).parameter_groups() if hasattr(task, "parameter_groups") else self.parameters
+        optimiser = torch.optim.AdamW(
+            groups,
+            lr=schedule.lr,
+            betas=schedule.betas,
+            eps=schedule.eps,
+            weight_decay=schedule.weight_decay,
+            fused=True,
+        )
+        self.model, self.optimiser = self.accelerator.prepare(_Step(task), optimiser)
+        self.progress = Progress()
+        self.saved = time.monotonic()
+
+    def start(self, stream: Iterator[list[Row]], resume: bool) -> None:
+        """Go to where the state is, or throw away what an earlier run has left."""
+        if resume and state_file(self.folder).is_file():
+            self.progress = load_state(self.folder, self.task.trained, self.optimiser)
+            for _ in range(self.progress.step * self.schedule.accumulate):
+                next(stream)
+        elif self.main:
+            state_file(self.folder).unlink(missing_ok=True)
+        self.log = RunLog(self.folder, self.schedule.tokens, self.progress, silent=not self.main)
+        if self.progress.step:
+            self.log.say(f"going on after step {self.progress.step} ({self.progress.tokens:,} tokens)")
+        self.next_eval = self._next_eval()
+
+    def step(self, packs: list[list[Row]]) -> None:
+        """One optimiser step on `packs`, then what is due after it."""
+        started = time.monotonic()
+        progress, schedule, accelerator = self.progress, self.schedule, self.accelerator
+        for group in self.optimiser.param_groups:
             group["lr"] = schedule.lr_at(progress.tokens) * group.get("rate", 1.0)
-        with accelerator.autocast():
-            loss, count = task.loss(rows)
-        value = float(loss.detach()) / max(1, count)
-        if not math.isfinite(value):
+        # What a stage draws at random follows from the step, so that nothing of it needs to be kept.
+        torch.manual_seed(schedule.seed * 1_000_003 + progress.step * 257 + accelerator.process_index)
+        count = max(1, sum(response_tokens(pack) for pack in packs))
+        loss, norm = self._gradient(share_out(packs, accelerator.process_index, accelerator.num_processes), count)
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            what = f"the loss is {loss / count}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
             raise TrainingError(
-                f"the loss is {value} at step {progress.step}; the state before it is in {folder / STATE}"
+                f"{what} at step {progress.step}; the state before it is in {self.folder / FOLDER}: lower schedule.lr and go "
+                "on with --resume, or look at the data of that step"
             )
-        accelerator.backward(loss / max(1, count))
-        norm = accelerator.clip_grad_norm_(parameters, schedule.clip)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        tokens = sum(row.length() for pack in packs for row in pack)
+        seconds = time.monotonic() - started
         progress.step += 1
-        progress.tokens += sum(row.length() for row in rows)
-        progress.seconds = time.monotonic() - started
-        recent.add(float(loss.detach()), count, sum(row.length() for row in rows))
-        if progress.step % 10 == 0:
-            _log(folder, progress, schedule, recent, float(norm))
-            recent = _Recent()
-        if progress.tokens >= next_eval or progress.tokens >= schedule.tokens:
-            next_eval += schedule.eval_tokens
-            _evaluate_and_keep(task, accelerator, held_out, schedule, folder, progress)
-        if time.monotonic() - saved > schedule.save_seconds:
-            _save_state(folder / STATE, task.trained, optimiser, progress)
-            saved = time.monotonic()
-    _save_state(folder / STATE, task.trained, optimiser, progress)
-    return progress
+        progress.tokens += tokens
+        progress.seconds += seconds
+        progress.window_loss += loss
+        progress.window_count += count
+        progress.window_tokens += tokens
+        progress.window_seconds += seconds
+        self.log.advance(progress, tokens, loss / count)
+        if progress.step % LOG_STEPS == 0 or progress.tokens >= schedule.tokens:
+            self._log(norm)
+        if progress.tokens >= self.next_eval or progress.tokens >= schedule.tokens:
+            self._evaluate()
+        if time.monotonic() - self.saved > schedule.save_seconds:
+            self.save()
+
+    def _gradient(self, batches: list[list[Row]], count: int) -> tuple[float, float]:
+        """Gradient of the loss of all processes together, clipped. Returns its loss (a sum) and the norm before clipping."""
+        accelerator = self.accelerator
+        total = torch.zeros((), device=accelerator.device)
+        for index, rows in enumerate(batches):
+            last = index == len(batches) - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
+                loss = self.model(rows)
+                total += loss.detach()
+                # The mean that processes make of their gradients is undone; `count` is of all of them already.
+                accelerator.backward(loss * (accelerator.num_processes / count))
+        norm = accelerator.clip_grad_norm_(self.parameters, self.schedule.clip)
+        return float(accelerator.reduce(total, "sum")), float(norm)
+
+    def _log(self, norm: float) -> None:
+        progress = self.progress
+        line = {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "loss": round(progress.window_loss / progress.window_count, 7),
+            "lr": float(f"{self.schedule.lr_at(progress.tokens):.4g}"),
+            "norm": round(norm, 4),
+            "tokens_per_second": round(progress.window_tokens / max(1e-9, progress.window_seconds), 1),
+            "seconds": round(progress.seconds, 1),
+        }
+        progress.window_loss, progress.window_count = 0.0, 0
+        progress.window_tokens, progress.window_seconds = 0, 0.0
+        self.log.training(line, progress)
+
+    def _next_eval(self) -> int:
+        return (self.progress.tokens // self.schedule.eval_tokens + 1) * self.schedule.eval_tokens
+
+    def _evaluate(self) -> None:
+        """Look at the held-out rows, and keep the result if it is the best so far (always, where nothing is held out)."""
+        self.next_eval = self._next_eval()
+        if not self.main:
+            return
+        progress = self.progress
+        started = time.monotonic()
+        line: dict[str, object] = {"step": progress.step, "tokens": progress.tokens}
+        value = evaluate(self.task, self.accelerator, self.held_out) if self.held_out else -math.inf
+        if math.isnan(value):
+            raise TrainingError(
+                f"the held-out loss is NaN after step {progress.step}; the state before is in {self.folder / FOLDER}"
+            )
+        if self.held_out:
+            line |= {"held_out_loss": round(value, 7), "perplexity": round(math.exp(min(value, 700.0)), 5)}
+            self.log.say(
+                f"step {progress.step}  held-out loss {value:.4f}  perplexity {math.exp(min(value, 700.0)):.3f}"
+            )
+        if hasattr(self.task, "report"):
+            line |= cast(Any, self.task).report()
+        self.log.line(line)
+        if value < progress.best or not self.held_out:
+            progress.best, progress.best_step = value if self.held_out else math.inf, progress.step
+            training = {
+                "tokens": progress.tokens,
+                "steps": progress.step,
+                "seconds": round(progress.seconds),
+                "held_out_loss": round(value, 4) if self.held_out else None,
+                "schedule": asdict(self.schedule),
+            }
+            with saving("the checkpoint", self.folder):
+                self.task.save(self.folder, training)
+        write_chart(self.folder)
+        progress.seconds += time.monotonic() - started
+
+    def save(self) -> None:
+        """Save the state."""
+        if self.main:
+            save_state(self.folder, self.task.trained, self.optimiser, self.progress)
+        self.saved = time.monotonic()
+
+    def finish(self) -> None:
+        """Save the state, draw the chart, show the table."""
+        self.save()
+        if self.main:
+            write_chart(self.folder)
+        self.log.close()
+        self.log.say(self.log.table(self.progress))
+        self.accelerator.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def _deferred_interrupts(*, enabled: bool) -> Iterator[threading.Event]:
+    """A first Ctrl-C or SIGTERM sets the event, so that a step is finished and its state saved; a second one interrupts.
+
+    Where several processes run, each would stop at another step: there an interrupt is one at once.
+    """
+    event = threading.Event()
+    if not enabled or threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _keep_freed_memory() -> None:
@@ -175,97 +368,3 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-class _Recent:
-    """Sums since the last log line."""
-
-    def __init__(self) -> None:
-        self.loss, self.count, self.tokens, self.since = 0.0, 0, 0, time.monotonic()
-
-    def add(self, loss: float, count: int, tokens: int) -> None:
-        self.loss, self.count, self.tokens = self.loss + loss, self.count + count, self.tokens + tokens
-
-
-def _log(folder: Path, progress: Progress, schedule: Schedule, recent: _Recent, norm: float) -> None:
-    seconds = max(1e-9, time.monotonic() - recent.since)
-    line = {
-        "step": progress.step,
-        "tokens": progress.tokens,
-        "loss": round(recent.loss / max(1, recent.count), 4),
-        "lr": round(schedule.lr_at(progress.tokens), 7),
-        "norm": round(norm, 3),
-        "tokens_per_second": round(recent.tokens / seconds, 1),
-        "seconds": round(progress.seconds, 1),
-    }
-    _append(folder, line)
-    left = (schedule.tokens - progress.tokens) / max(1.0, recent.tokens / seconds)
-    print(
-        f"step {progress.step}  {progress.tokens / schedule.tokens:6.1%}  loss {line['loss']:.3f}  "
-        f"{line['tokens_per_second']:.0f} tokens/s  {left / 60:.0f} min left",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-def _append(folder: Path, line: Mapping[str, object]) -> None:
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
-
-
-def _evaluate_and_keep(
-    task: Task,
-    accelerator: Accelerator,
-    held_out: list[list[Row]],
-    schedule: Schedule,
-    folder: Path,
-    progress: Progress,
-) -> None:
-    value = evaluate(task, accelerator, held_out)
-    _append(folder, {"step": progress.step, "tokens": progress.tokens, "held_out_loss": round(value, 4)})
-    print(f"step {progress.step}  held-out loss {value:.4f}", file=sys.stderr, flush=True)
-    if value < progress.best:
-        progress.best = value
-        task.save(
-            folder,
-            {
-                "tokens": progress.tokens,
-                "steps": progress.step,
-                "seconds": round(progress.seconds),
-                "held_out_loss": round(value, 4),
-                "schedule": asdict(schedule),
-            },
-        )
-
-
-def _trained_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
-
-
-def _save_state(folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
-    """Replace `folder` as a whole: a run that is killed while saving keeps the state before."""
-    temporary = folder.with_name(folder.name + ".part")
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    torch.save({"parameters": _trained_state(module), "optimiser": optimiser.state_dict()}, temporary / "state.pt")
-    (temporary / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.replace(old)
-    temporary.replace(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _load_state(folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
-    try:
-        state = torch.load(folder / "state.pt", weights_only=True)
-        progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"the state in {folder} cannot be read ({error}): start without --resume") from error
-    names = dict(module.named_parameters())
-    with torch.no_grad():
-        for name, value in state["parameters"].items():
-            names[name].copy_(value)
-    optimiser.load_state_dict(state["optimiser"])
-    return progress
