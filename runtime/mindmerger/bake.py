@@ -37,6 +37,7 @@ from mindmerger.gguf_file import (
     read_gguf,
     tensor_bytes,
 )
+from mindmerger.i18n import _
 from mindmerger.manifest import BAKE_TYPES
 
 # Part of the key of a baked file: raise it when the same inputs no longer give the same bytes.
@@ -76,8 +77,10 @@ def baked(base: Path, adapter: Path, type: str, base_sha256: str, adapter_sha256
     target = cache.writable_folder("baked")
     if target is None:
         raise ModelError(
-            f"the LLM must be prepared once and no cache folder can be written to "
-            f"({', '.join(str(folder) for folder in cache.cache_folders())}): set XDG_CACHE_HOME to a folder that can"
+            _(
+                "the LLM must be prepared once and no cache folder can be written to ({folders}): set "
+                "XDG_CACHE_HOME to a folder that can"
+            ).format(folders=", ".join(str(folder) for folder in cache.cache_folders()))
         )
     _remove_stale(target)
     temporary = target / f".{key}.{secrets.token_hex(8)}.tmp"
@@ -93,7 +96,9 @@ def baked(base: Path, adapter: Path, type: str, base_sha256: str, adapter_sha256
         cache.remember(final, digest, final.stat())
     except OSError as error:
         raise ModelError(
-            f"the LLM cannot be prepared in {target} ({error.strerror}): check space and permissions"
+            _("the LLM cannot be prepared in {folder} ({reason}): check space and permissions").format(
+                folder=target, reason=error.strerror
+            )
         ) from None
     finally:
         # also on Ctrl-C: nothing half-written stays
@@ -129,7 +134,11 @@ def bake(base: Path, adapter: Path, out: Path, type: str) -> str:
         digest = _write(base, adapter, temporary, type, None)
         temporary.replace(out)
     except OSError as error:
-        raise ModelError(f"{out} cannot be written ({error.strerror}): check space and permissions") from None
+        raise ModelError(
+            _("{path} cannot be written ({reason}): check space and permissions").format(
+                path=out, reason=error.strerror
+            )
+        ) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -161,8 +170,10 @@ def _write(base: Path, adapter: Path, out: Path, type: str, progress: _Progress 
     free = shutil.disk_usage(out.parent).free
     if free < total + _SPARE_BYTES:
         raise ModelError(
-            f"preparing the LLM needs {(total + _SPARE_BYTES) >> 20} MB in {out.parent} and {free >> 20} MB are free: "
-            "make room or set XDG_CACHE_HOME to another disk"
+            _(
+                "preparing the LLM needs {needed} MB in {folder} and {free} MB are free: make room or set "
+                "XDG_CACHE_HOME to another disk"
+            ).format(needed=(total + _SPARE_BYTES) >> 20, folder=out.parent, free=free >> 20)
         )
     digest = hashlib.sha256()
     done = 0

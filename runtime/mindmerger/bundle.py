@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mindmerger import cache
 from mindmerger.errors import BundleError
+from mindmerger.i18n import _
 from mindmerger.manifest import MANIFEST_NAME, FileInfo, Manifest, read_manifest
 from mindmerger.packages import find_package_file
 
@@ -55,7 +56,7 @@ def open_bundle(bundle: str | os.PathLike[str] | None = None) -> Bundle:
     paths: dict[str, Path] = {}
     for entry in manifest.files:
         path = _locate(folder, entry)
-        cache.check_file(path, entry.bytes, entry.sha256, f"the bundle's file {entry.path!r}")
+        cache.check_file(path, entry.bytes, entry.sha256, _("the bundle's file {file}").format(file=repr(entry.path)))
         # several files may be `merger-data`; the graph finds them by name beside itself
         paths.setdefault(entry.role, path)
     return Bundle(folder, manifest, paths)
@@ -70,7 +71,7 @@ def resolve(bundle: str | os.PathLike[str] | None = None) -> Path:
         bundle = os.environ.get(ENVIRONMENT) or DEFAULT_NAME
     text = os.fspath(bundle)
     if not text or "\0" in text:
-        raise BundleError("the name of the bundle is empty or has a NUL character: give a folder or a name")
+        raise BundleError(_("the name of the bundle is empty or has a NUL character: give a folder or a name"))
     path = Path(text)
     # an OSError is a name that this file system cannot even ask about: too long, or of forbidden characters
     with contextlib.suppress(OSError):
@@ -83,8 +84,17 @@ def resolve(bundle: str | os.PathLike[str] | None = None) -> Path:
         if path.is_dir():
             return path
     names = bundle_names()
-    known = f"the names are {', '.join(names)}" if names else "this installation carries no bundles"
-    raise BundleError(f"there is no bundle {text[:200]!r}: give the folder of a bundle or a name ({known})")
+    if not names:
+        raise BundleError(
+            _("there is no bundle {name}: give the folder of a bundle (this installation carries none)").format(
+                name=repr(text[:200])
+            )
+        )
+    raise BundleError(
+        _("there is no bundle {name}: give the folder of a bundle or a name (the names are {names})").format(
+            name=repr(text[:200]), names=", ".join(names)
+        )
+    )
 
 
 def bundle_names() -> list[str]:

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from mindmerger.errors import BundleError
+from mindmerger.i18n import _
 
 # A file written within this time before it was hashed could change again without its time stamp changing.
 _RACY_NS = 100_000_000
@@ -71,22 +72,38 @@ def sha256_of(path: Path) -> str:
 
 def check_file(path: Path, size: int, sha256: str, what: str) -> None:
     """Raise BundleError unless `path` has this size and hash. `what` names the file in the message."""
-    again = "copy, install or export it again"
     try:
         stat = path.stat()
         if not path.is_file():
-            raise BundleError(f"{what} ({path}) is not a file: {again}")
+            raise BundleError(
+                _("{what} ({path}) is not a file: copy, install or export it again").format(what=what, path=path)
+            )
         if stat.st_size != size:
-            raise BundleError(f"{what} ({path}) has {stat.st_size} bytes instead of {size}, it is damaged: {again}")
+            raise BundleError(
+                _(
+                    "{what} ({path}) has {found} bytes instead of {size}, it is damaged: copy, install or export "
+                    "it again"
+                ).format(what=what, path=path, found=stat.st_size, size=size)
+            )
         if _remembered(path, stat) == sha256:
             return
         found = sha256_of(path)
     except FileNotFoundError:
-        raise BundleError(f"{what} ({path}) is missing: {again}") from None
+        raise BundleError(
+            _("{what} ({path}) is missing: copy, install or export it again").format(what=what, path=path)
+        ) from None
     except OSError as error:
-        raise BundleError(f"{what} ({path}) cannot be read ({error.strerror}): check its permissions") from None
+        raise BundleError(
+            _("{what} ({path}) cannot be read ({reason}): check its permissions").format(
+                what=what, path=path, reason=error.strerror
+            )
+        ) from None
     if found != sha256:
-        raise BundleError(f"{what} ({path}) does not have the expected sha256, it is damaged: {again}")
+        raise BundleError(
+            _(
+                "{what} ({path}) does not have the expected sha256, it is damaged: copy, install or export it again"
+            ).format(what=what, path=path)
+        )
     if time.time_ns() - stat.st_mtime_ns > _RACY_NS:
         remember(path, sha256, stat)
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mindmerger.errors import BundleError
+from mindmerger.i18n import _
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -76,13 +77,17 @@ def read_gguf(path: Path) -> GGUFFile:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise BundleError(f"{path} is missing: install or export it again") from None
+        raise BundleError(_("{path} is missing: install or export it again").format(path=path)) from None
     except (OSError, ValueError) as error:  # ValueError: an empty file
-        raise BundleError(f"{path} cannot be read ({error}): install or export it again") from None
+        raise BundleError(
+            _("{path} cannot be read ({reason}): install or export it again").format(path=path, reason=error)
+        ) from None
     try:
         return _Cursor(mapped).file(path)
     except (struct.error, ValueError, KeyError, OverflowError, MemoryError) as error:
-        raise BundleError(f"{path} is not a whole GGUF file ({error}): install or export it again") from None
+        raise BundleError(
+            _("{path} is not a whole GGUF file ({reason}): install or export it again").format(path=path, reason=error)
+        ) from None
 
 
 def dequantise(data: npt.NDArray[np.uint8], type: int) -> npt.NDArray[np.float32]:
@@ -162,7 +167,7 @@ class _Cursor:
             raise ValueError(f"magic {magic!r}, version {version}")
         start = self.place
         values: dict[str, Value] = {}
-        for _ in range(metadata_count):
+        for _entry in range(metadata_count):
             key = self.string()
             (kind,) = self.take("I")
             offset = self.place - start

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mindmerger.errors import BundleError, InputError, ModelError
+from mindmerger.i18n import _
 from mindmerger.manifest import GateInfo
 from mindmerger.steering import MAX_WEIGHT, Opinion
 
@@ -63,10 +64,12 @@ class MergerGraph:
         try:
             self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except MemoryError:
-            raise ModelError("there is not enough memory for the encoder: close other programs") from None
+            raise ModelError(_("there is not enough memory for the encoder: close other programs")) from None
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             raise BundleError(
-                f"{path} cannot be loaded by ONNX Runtime ({_first_line(error)}): export the bundle again"
+                _("{path} cannot be loaded by ONNX Runtime ({reason}): export the bundle again").format(
+                    path=path, reason=_first_line(error)
+                )
             ) from None
         self._check_signature()
 
@@ -76,15 +79,25 @@ class MergerGraph:
         wanted = INPUTS if self.gate is None else GATE_INPUTS
         given = (OUTPUT,) if self.gate is None else GATE_OUTPUTS
         if inputs != {name: _TYPES.get(name, "tensor(int64)") for name in wanted} or not outputs.keys() >= set(given):
-            raise BundleError(
-                f"{self.path} is not a merger graph {'with' if self.gate else 'without'} a gate (inputs {sorted(inputs)}, "
-                f"outputs {sorted(outputs)}): export the bundle again"
+            sentence = (
+                _(
+                    "{path} is not a merger graph without a gate (inputs {inputs}, outputs {outputs}): export "
+                    "the bundle again"
+                )
+                if self.gate is None
+                else _(
+                    "{path} is not a merger graph with a gate (inputs {inputs}, outputs {outputs}): export "
+                    "the bundle again"
+                )
             )
+            raise BundleError(sentence.format(path=self.path, inputs=sorted(inputs), outputs=sorted(outputs)))
         kind, shape = outputs[OUTPUT]
         if kind != "tensor(float)" or len(shape) != 3 or (isinstance(shape[2], int) and shape[2] != self.width):
             raise BundleError(
-                f"{self.path} gives {kind} rows of shape {shape} and the LLM takes float rows of width {self.width}: "
-                "the merger was made for another LLM, export the bundle again"
+                _(
+                    "{path} gives {kind} rows of shape {shape} and the LLM takes float rows of width {width}: "
+                    "the merger was made for another LLM, export the bundle again"
+                ).format(path=self.path, kind=kind, shape=shape, width=self.width)
             )
 
     def rows(self, ids: Sequence[int]) -> Floats:
@@ -118,7 +131,9 @@ class MergerGraph:
         ]
         # llama.cpp takes a NaN row without a word and answers with NaN logits.
         if not all(np.isfinite(rows).all() for rows in found):
-            raise BundleError(f"{self.path} gave rows that are not finite: the bundle is damaged, export it again")
+            raise BundleError(
+                _("{path} gave rows that are not finite: the bundle is damaged, export it again").format(path=self.path)
+            )
         if self.gate is None:
             return [Merged(rows, None) for rows in found]
         opinions = self._opinions(self.gate, outputs[1:], feed)
@@ -143,18 +158,22 @@ class MergerGraph:
         try:
             outputs: list[Floats] = self._session.run(names, feed)
         except MemoryError:
-            raise ModelError("there is not enough memory to encode the question: shorten it") from None
+            raise ModelError(_("there is not enough memory to encode the question: shorten it")) from None
         except Exception as error:
             raise BundleError(
-                f"{self.path} failed on {feed['input_ids'].size} tokens ({_first_line(error)}): export the bundle again"
+                _("{path} failed on {size} tokens ({reason}): export the bundle again").format(
+                    path=self.path, size=feed["input_ids"].size, reason=_first_line(error)
+                )
             ) from None
         return outputs
 
     def _check(self, name: str, output: Floats, shape: tuple[int, ...]) -> None:
         if output.shape != shape or output.dtype != np.float32:
             raise BundleError(
-                f"{self.path} gave {name} as {output.dtype} of shape {output.shape} instead of float32 {shape}: "
-                "export the bundle again"
+                _(
+                    "{path} gave {name} as {dtype} of shape {shape} instead of float32 {shape2}: export the "
+                    "bundle again"
+                ).format(path=self.path, name=name, dtype=output.dtype, shape=output.shape, shape2=shape)
             )
 
     def _opinions(self, gate: GateInfo, outputs: Sequence[Floats], feed: dict[str, npt.NDArray[Any]]) -> list[Opinion]:
@@ -176,7 +195,9 @@ class MergerGraph:
                 not all(((part >= 0) & (part <= MAX_WEIGHT)).all() for part in parts)
                 or not (language[index] >= 0).all()
             ):
-                raise BundleError(f"{self.path} gave weights out of range: the bundle is damaged, export it again")
+                raise BundleError(
+                    _("{path} gave weights out of range: the bundle is damaged, export it again").format(path=self.path)
+                )
             opinions.append(Opinion(parts[0], parts[1], language[index]))
         return opinions
 

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mindmerger.errors import BundleError
+from mindmerger.i18n import _
 
 FORMAT = "mindmerger-bundle"
 FORMAT_VERSION = "1.1"
@@ -151,7 +152,11 @@ class Manifest:
         for entry in self.files:
             if entry.role == role:
                 return entry
-        raise BundleError(f"bundle {self.name!r} names no file of role {role!r}: export it again with mm-export")
+        raise BundleError(
+            _("bundle {name} names no file of role {role}: export it again with mm-export").format(
+                name=repr(self.name), role=repr(role)
+            )
+        )
 
     def to_json(self) -> str:
         """The text of manifest.json. The order of keys is fixed, so equal manifests are equal files."""
@@ -188,18 +193,32 @@ def read_manifest(folder: str | Path) -> Manifest:
     path = Path(folder) / MANIFEST_NAME
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise BundleError(f"{path} is too large to be a manifest: export the bundle again with mm-export")
+            raise BundleError(
+                _("{path} is too large to be a manifest: export the bundle again with mm-export").format(path=path)
+            )
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
-        raise BundleError(f"{path} is not UTF-8 text: the bundle is damaged, copy or export it again") from None
+        raise BundleError(
+            _("{path} is not UTF-8 text: the bundle is damaged, copy or export it again").format(path=path)
+        ) from None
     except FileNotFoundError:
-        raise BundleError(f"{path.parent} is not a bundle, it has no {MANIFEST_NAME}: check the path") from None
+        raise BundleError(
+            _("{folder} is not a bundle, it has no {name}: check the path").format(
+                folder=path.parent, name=MANIFEST_NAME
+            )
+        ) from None
     except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}): check the path and its permissions") from None
+        raise BundleError(
+            _("{path} cannot be read ({reason}): check the path and its permissions").format(
+                path=path, reason=error.strerror
+            )
+        ) from None
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
-        raise BundleError(f"{path} is not valid JSON: the bundle is damaged, copy or export it again") from None
+        raise BundleError(
+            _("{path} is not valid JSON: the bundle is damaged, copy or export it again").format(path=path)
+        ) from None
     try:
         return _parse(document)
     except BundleError as error:
@@ -269,7 +288,9 @@ def _fault(field_name: str, what: str) -> BundleError:
 def _parse(document: Any) -> Manifest:
     top = _Object(document, "")
     if top.text("format") != FORMAT:
-        raise BundleError(f"this is not a manifest of a MindMerger bundle (format must be {FORMAT!r})")
+        raise BundleError(
+            _("this is not a manifest of a MindMerger bundle (format must be {format})").format(format=repr(FORMAT))
+        )
     version = top.text("format_version")
     # The version comes before everything else: of a newer major version, no other field is known to mean the same.
     _check_version(version)
@@ -351,8 +372,10 @@ def _check_version(version: str) -> None:
         raise _fault("format_version", f"must look like {FORMAT_VERSION!r}, not {version[:20]!r}")
     if match[1] != FORMAT_VERSION.split(".")[0]:
         raise BundleError(
-            f"the bundle has format version {version} and this MindMerger reads {FORMAT_VERSION.split('.')[0]}.x: "
-            "pip install -U mindmerger, or export the bundle again"
+            _(
+                "the bundle has format version {version} and this MindMerger reads {major}.x: pip install -U "
+                "mindmerger, or export the bundle again"
+            ).format(version=version, major=FORMAT_VERSION.split(".")[0])
         )
 
 

@@ -10,6 +10,7 @@ import importlib.metadata
 from pathlib import Path
 
 from mindmerger.errors import BundleError
+from mindmerger.i18n import _
 
 
 def find_package_file(distribution: str, path: str) -> Path:
@@ -22,7 +23,11 @@ def find_package_file(distribution: str, path: str) -> Path:
     except importlib.metadata.PackageNotFoundError:
         files = None
     if files is None:
-        raise BundleError(f"the Python package {distribution!r} is not installed: pip install {distribution}")
+        raise BundleError(
+            _("the Python package {distribution} is not installed: pip install {distribution}").format(
+                distribution=distribution
+            )
+        )
     for file in files:
         if file.as_posix() == path:
             found = Path(str(file.locate()))
@@ -30,5 +35,7 @@ def find_package_file(distribution: str, path: str) -> Path:
                 return found
             break
     raise BundleError(
-        f"the installed Python package {distribution!r} has no file {path!r}: pip install -U {distribution}"
+        _("the installed Python package {distribution} has no file {path}: pip install -U {distribution}").format(
+            distribution=distribution, path=repr(path)
+        )
     )

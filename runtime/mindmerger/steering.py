@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mindmerger.errors import InputError
+from mindmerger.i18n import _
 from mindmerger.manifest import UNKNOWN_LANGUAGE, GateInfo
 
 Floats = npt.NDArray[np.float32]
@@ -43,7 +44,11 @@ class Wish:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_WEIGHT:
                 # NaN is in no range
-                raise InputError(f"{name} must be a number from 0 to {MAX_WEIGHT:g} (1: as it is), not {value!r:.40}")
+                raise InputError(
+                    _("{name} must be a number from 0 to {most} (1: as it is), not {value}").format(
+                        name=name, most=f"{MAX_WEIGHT:g}", value=f"{value!r:.40}"
+                    )
+                )
 
 
 @dataclass(frozen=True)
@@ -84,16 +89,24 @@ def given_language(language: str | None, gate: GateInfo | None) -> Floats | None
         raise InputError(f"language must be a code such as 'sw', not {type(language).__name__}")
     if gate is None or gate.language_input == "none":
         if language is not None:
-            what = "this bundle has no gate" if gate is None else "the gate of this bundle has no language"
-            raise InputError(f"{what}, so no language can be set: leave it out (the encoder reads any language)")
+            raise InputError(
+                _("this bundle has no gate, so no language can be set: leave it out (the encoder reads any language)")
+                if gate is None
+                else _("the gate of this bundle has no language, so none can be set: leave it out")
+            )
         if gate is None:
             return None
     row = np.zeros(len(gate.names), dtype=np.float32)
     if language is not None:
         if language not in gate.names:
             raise InputError(
-                f"the gate of this bundle does not know the language {language[:40]!r}: give one of "
-                f"{', '.join(sorted(gate.languages))}, or {UNKNOWN_LANGUAGE!r}"
+                _(
+                    "the gate of this bundle does not know the language {language}: give one of {known}, or {unknown}"
+                ).format(
+                    language=repr(language[:40]),
+                    known=", ".join(sorted(gate.languages)),
+                    unknown=repr(UNKNOWN_LANGUAGE),
+                )
             )
         row[gate.names.index(language)] = 1.0
     return row
@@ -112,8 +125,10 @@ def wished_sources(wish: Wish, threshold: float, question_by_default: bool = Tru
         return soft, question
     if encoder == llm:
         raise InputError(
-            "without the soft prompt and without the question in the prompt there is no question left: give one of the "
-            f"weights at least {threshold:g}"
+            _(
+                "without the soft prompt and without the question in the prompt there is no question left: "
+                "give one of the weights at least {threshold}"
+            ).format(threshold=f"{threshold:g}")
         )
     return (encoder or 0.0) > (llm or 0.0), (llm or 0.0) > (encoder or 0.0)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mindmerger.errors import BundleError, InputError
+from mindmerger.i18n import _
 
 # The longest pieces of multilingual vocabularies have 16 characters; a text above twice that for every token cannot
 # fit, and tokenising it only to count would let a large input cost seconds.
@@ -24,14 +25,16 @@ def check_question(question: object) -> str:
         question.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(
-            f"the question is not valid Unicode (a lone surrogate or invalid UTF-8 at character {error.start}): "
-            "check its encoding"
+            _(
+                "the question is not valid Unicode (a lone surrogate or invalid UTF-8 at character "
+                "{position}): check its encoding"
+            ).format(position=error.start)
         ) from None
     if "\0" in question:
-        raise InputError("the question contains a NUL character: give plain text")
+        raise InputError(_("the question contains a NUL character: give plain text"))
     stripped = question.strip()
     if not stripped:
-        raise InputError("the question is empty: give a question as text")
+        raise InputError(_("the question is empty: give a question as text"))
     return stripped
 
 
@@ -44,7 +47,9 @@ class QuestionTokenizer:
         try:
             self._tokenizer: Any = Tokenizer.from_file(str(path))
         except Exception as error:  # the Rust library raises bare Exception
-            raise BundleError(f"{path} is not a tokenizer ({error}): export the bundle again") from None
+            raise BundleError(
+                _("{path} is not a tokenizer ({reason}): export the bundle again").format(path=path, reason=error)
+            ) from None
         # A file may have these on from training; here, a cut question would be answered as if it were whole.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -55,8 +60,10 @@ class QuestionTokenizer:
         """Refuse at once what cannot fit, however long it is."""
         if len(question) > _CHARACTERS_PER_TOKEN * self.max_tokens:
             raise InputError(
-                f"the question has {len(question)} characters; this bundle reads at most {self.max_tokens} tokens "
-                f"(about {4 * self.max_tokens} characters): shorten it"
+                _(
+                    "the question has {count} characters; this bundle reads at most {max_tokens} tokens (about "
+                    "{characters} characters): shorten it"
+                ).format(count=len(question), max_tokens=self.max_tokens, characters=4 * self.max_tokens)
             )
 
     def encode(self, question: str) -> list[int]:
@@ -65,13 +72,16 @@ class QuestionTokenizer:
         ids: list[int] = self._tokenizer.encode(question).ids
         if len(ids) > self.max_tokens:
             raise InputError(
-                f"the question has {len(ids)} tokens; the encoder of this bundle reads at most {self.max_tokens}: "
-                "shorten it"
+                _(
+                    "the question has {count} tokens; the encoder of this bundle reads at most {max_tokens}: shorten it"
+                ).format(count=len(ids), max_tokens=self.max_tokens)
             )
         if not ids:
-            raise InputError("the question has no token that the encoder knows: give a question as text")
+            raise InputError(_("the question has no token that the encoder knows: give a question as text"))
         if max(ids) >= self.vocabulary:
             raise BundleError(
-                f"the tokenizer gives id {max(ids)} and the encoder has {self.vocabulary}: export the bundle again"
+                _("the tokenizer gives id {id} and the encoder has {vocabulary}: export the bundle again").format(
+                    id=max(ids), vocabulary=self.vocabulary
+                )
             )
         return ids
