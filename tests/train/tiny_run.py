@@ -143,7 +143,7 @@ def run_together(rank: int, processes: int, port: int, stage: str, folder: Path,
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
     }
-    run(stage, folder, tokens=20 * 25 * accumulate, accumulate=accumulate)
+    run(stage, folder, tokens=20 * 31 * accumulate, accumulate=accumulate)
 
 
 def start(target: Any, *args: Any) -> BaseProcess:
