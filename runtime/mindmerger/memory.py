@@ -19,9 +19,9 @@ _BATCH = 512  # rows that llama.cpp computes at once, as mindmerger.llama asks f
 _FLOAT = 4
 _HALF = 2  # the KV cache is in float16
 # Python, numpy, ONNX Runtime and llama.cpp, loaded and idle.
-_PROGRAM = 60 * 1024 * 1024
+_PROGRAM = 75 * 1024 * 1024
 # The tokenizers library keeps each piece in several tables; llama.cpp does the same with fewer of them.
-_BYTES_PER_PIECE = 1000
+_BYTES_PER_PIECE = 900
 _BYTES_PER_LLM_TOKEN = 250
 
 
@@ -65,7 +65,8 @@ def estimate(bundle: Bundle, context: int | None = None) -> MemoryNeed:
     return MemoryNeed(
         files=sum(by_role.values()) - by_role["llm"] + llm_bytes,
         cache=positions * shape.cache_row * _HALF,
-        buffers=shape.buffers(positions) + _encoder_buffers(manifest.encoder, by_role["merger"] + by_role["merger-data"]),
+        buffers=shape.buffers(positions)
+        + _encoder_buffers(manifest.encoder, by_role["merger"] + by_role["merger-data"]),
         program=_PROGRAM
         + _BYTES_PER_PIECE * manifest.encoder.vocabulary
         + _BYTES_PER_LLM_TOKEN * manifest.llm.vocabulary,
@@ -97,6 +98,13 @@ class _Shape:
 
     @classmethod
     def of(cls, path: Path) -> _Shape:
+        try:
+            return cls._read(path)
+        except (ValueError, OverflowError, TypeError):  # NaN where a count should be
+            raise BundleError(f"{path} has a header that makes no sense: install or export it again") from None
+
+    @classmethod
+    def _read(cls, path: Path) -> _Shape:
         file = read_gguf(path)
         name = file.text("general.architecture")
         width = int(file.number(f"{name}.embedding_length"))
