@@ -203,4 +203,5 @@ class Gate(nn.Module):
 
 
 def _unit_rms(rows: torch.Tensor) -> torch.Tensor:
-    return rows * torch.rsqrt(rows.float().pow(2).mean(dim=-1, keepdim=True) + 1e-12).to(rows.dtype)
+    # Clamped, not added to: the ONNX exporter takes "+ 1e-12" for "+ 0", and padding would become NaN.
+    return rows * torch.rsqrt(rows.float().pow(2).mean(dim=-1, keepdim=True).clamp(min=1e-12)).to(rows.dtype)
