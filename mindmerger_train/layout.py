@@ -14,6 +14,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from mindmerger_train.trunk import Head, head_of, trunk_of
+
 IGNORED = -100
 ROWS_AT_ONCE = 64
 
@@ -84,24 +86,27 @@ def assemble(
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Cross-entropy through a frozen output layer, its gradient worked out on the way forward, a few rows at a time.
+    """Cross-entropy through a frozen output head, its gradient worked out on the way forward, a few rows at a time.
 
-    With a frozen head the only gradient wanted is that of the hidden states, `(softmax − one-hot) @ W`; so no logits need to
-    be kept, and the vocabulary-sized rows stay in the processor's cache.
+    With a frozen head the only gradient wanted is that of the hidden states, `((softmax − one-hot) · slope) @ W` with the slope
+    of the head's cap and scale; so no logits need to be kept, and the vocabulary-sized rows stay in the processor's cache.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros((), dtype=torch.float32)
+    def forward(ctx: Any, hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden)
         for start in range(0, len(hidden), ROWS_AT_ONCE):
             part, wanted = hidden[start : start + ROWS_AT_ONCE], targets[start : start + ROWS_AT_ONCE]
-            logits = (part.to(weight.dtype) @ weight.T).float()
+            logits = head.logits(part)
+            slope = head.slope(logits)
             log_sum = torch.logsumexp(logits, dim=-1)
             total += (log_sum - logits.gather(1, wanted[:, None]).squeeze(1)).sum()
             logits.sub_(log_sum[:, None]).exp_()
             logits[torch.arange(len(wanted)), wanted] -= 1.0
-            gradient[start : start + ROWS_AT_ONCE] = logits.to(weight.dtype) @ weight
+            if slope is not None:
+                logits *= slope
+            gradient[start : start + ROWS_AT_ONCE] = logits.to(head.weight.dtype) @ head.weight
         ctx.save_for_backward(gradient)
         return total
 
@@ -113,15 +118,11 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
 def response_loss(llm: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
     """Sum of −log p over the response tokens (float32 scalar), and how many they are. The LLM's head must be frozen."""
-    hidden = (
-        cast(Any, llm)
-        .model(inputs_embeds=batch.embeddings, attention_mask=batch.mask, use_cache=False)
-        .last_hidden_state
-    )
+    hidden = trunk_of(llm)(inputs_embeds=batch.embeddings, attention_mask=batch.mask, use_cache=False).last_hidden_state
     targets = batch.labels[:, 1:]
     wanted = targets != IGNORED
     loss = cast(
         torch.Tensor,
-        _FrozenHeadLoss.apply(hidden[:, :-1][wanted], cast(Any, llm).lm_head.weight, targets[wanted]),  # type: ignore[no-untyped-call]
+        _FrozenHeadLoss.apply(hidden[:, :-1][wanted], head_of(llm), targets[wanted]),  # type: ignore[no-untyped-call]
     )
     return loss, int(wanted.sum())
