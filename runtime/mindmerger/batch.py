@@ -14,14 +14,11 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-import numpy as np
-import numpy.typing as npt
-
 from mindmerger.answer import final_answer
 from mindmerger.errors import MindMergerError
 from mindmerger.generation import FinishReason, Generation, Timings
-from mindmerger.graph import GraphInput, MergerGraph
 from mindmerger.llama import LLM, Cancelled
+from mindmerger.merging import Merging, Ready
 from mindmerger.plan import Plan
 from mindmerger.sampling import Sampler
 from mindmerger.sequences import Sequences
@@ -56,9 +53,8 @@ class Setting:
     """What all questions of a batch share."""
 
     llm: LLM
-    graph: MergerGraph
+    merging: Merging
     bos_id: int | None
-    injection_scale: float
     new_sampler: Callable[[], Sampler]
     new_transcript: Callable[[Plan], Transcript]
     timeout: float | None = None
@@ -95,7 +91,7 @@ class _Slot:
     sequence: int
     question: _Question
     plan: Plan
-    rows: npt.NDArray[np.float32] | None
+    ready: Ready
     encode_ms: float
     sampler: Sampler
     transcript: Transcript
@@ -106,7 +102,7 @@ class _Slot:
     first: float | None = None
 
     def generation(self, now: float) -> Generation:
-        plan, transcript = self.plan, self.transcript
+        plan, ready, transcript = self.plan, self.ready, self.transcript
         text, finish = transcript.text, transcript.finish
         assert finish is not None
         decode_ms = 0.0 if self.prefilled is None else (now - self.prefilled) * 1e3
@@ -118,8 +114,8 @@ class _Slot:
             finish_reason=finish,
             token_ids=tuple(transcript.ids),
             stop_id=transcript.stop_id,
-            soft_prompt_rows=plan.soft_prompt_rows,
-            prompt_tokens=len(plan.prompt_ids),
+            soft_prompt_rows=ready.soft_prompt_rows,
+            prompt_tokens=ready.prompt_tokens,
             forced_tokens=transcript.forced_count,
             timings=Timings(
                 tokenise_ms=plan.tokenise_ms,
@@ -130,6 +126,9 @@ class _Slot:
                 first_token_ms=None if self.first is None else before + (self.first - self.began) * 1e3,
                 tokens_per_second=len(transcript.ids) / decode_ms * 1e3 if decode_ms and transcript.ids else None,
             ),
+            language=ready.language,
+            encoder_weight=ready.encoder_weight,
+            llm_weight=ready.llm_weight,
         )
 
 
@@ -173,7 +172,7 @@ class _Batch:
     def __init__(self, setting: Setting, questions: Sequence[_Question], slots: int, length: int) -> None:
         self._setting = setting
         self._waiting = deque(questions)
-        self._encoded: deque[tuple[_Question, npt.NDArray[np.float32] | MindMergerError | None, float]] = deque()
+        self._encoded: deque[tuple[_Question, Ready | MindMergerError, float]] = deque()
         self._clock = _Clock()
         self._busy: list[_Slot] = []
         self._sequences = Sequences(setting.llm, slots, length)
@@ -216,11 +215,11 @@ class _Batch:
             self._check_cancelled()
             if not self._encoded:
                 self._encode()
-            question, rows, encode_ms = self._encoded.popleft()
-            if isinstance(rows, MindMergerError):
-                ready.append(BatchItem(question.index, question.asked, None, rows))
+            question, merged, encode_ms = self._encoded.popleft()
+            if isinstance(merged, MindMergerError):
+                ready.append(BatchItem(question.index, question.asked, None, merged))
                 continue
-            slot = self._slot(self._free.pop(), question, rows, encode_ms)
+            slot = self._slot(self._free.pop(), question, merged, encode_ms)
             self._busy.append(slot)
             started.append(slot)
         bos = self._setting.bos_id
@@ -230,14 +229,12 @@ class _Batch:
             self._check_cancelled()
             self._prefill(slot)
 
-    def _slot(
-        self, sequence: int, question: _Question, rows: npt.NDArray[np.float32] | None, encode_ms: float
-    ) -> _Slot:
+    def _slot(self, sequence: int, question: _Question, ready: Ready, encode_ms: float) -> _Slot:
         return _Slot(
             sequence=sequence,
             question=question,
             plan=question.plan,
-            rows=rows,
+            ready=ready,
             encode_ms=encode_ms,
             sampler=self._setting.new_sampler(),
             transcript=self._setting.new_transcript(question.plan),
@@ -248,25 +245,19 @@ class _Batch:
     def _encode(self) -> None:
         """Run the merger graph on the next questions, which are of about the same length."""
         questions = [self._waiting.popleft() for _ in range(min(_ENCODER_BATCH, len(self._waiting)))]
-        if not questions[0].plan.encoder_ids:
-            self._encoded.extend((question, None, 0.0) for question in questions)
-            return
         began = perf_counter()
-        graph = self._setting.graph
-        found: list[npt.NDArray[np.float32] | MindMergerError]
+        found: list[Ready | MindMergerError]
         try:
-            found = [
-                merged.rows for merged in graph.merge([GraphInput(question.plan.encoder_ids) for question in questions])
-            ]
+            found = list(self._setting.merging.ready([question.plan for question in questions]))
         except MindMergerError:
             # One of them, or the size of the batch: whose fault it is shows when each is asked alone.
-            found = [self._rows_alone(question.plan) for question in questions]
+            found = [self._ready_alone(question.plan) for question in questions]
         encode_ms = (perf_counter() - began) * 1e3 / len(questions)
-        self._encoded.extend((question, rows, encode_ms) for question, rows in zip(questions, found, strict=True))
+        self._encoded.extend((question, ready, encode_ms) for question, ready in zip(questions, found, strict=True))
 
-    def _rows_alone(self, plan: Plan) -> npt.NDArray[np.float32] | MindMergerError:
+    def _ready_alone(self, plan: Plan) -> Ready | MindMergerError:
         try:
-            return self._setting.graph.rows(plan.encoder_ids)
+            return self._setting.merging.ready([plan])[0]
         except MindMergerError as error:
             return error
 
@@ -274,14 +265,11 @@ class _Batch:
         """Rows, then prompt: calls of one kind and of one sequence, whose lengths then need not be equal."""
         began = self._clock.now()
         index = 0
-        if slot.rows is not None:
-            rows = slot.rows
-            if self._setting.injection_scale != 1.0:
-                rows = rows * np.float32(self._setting.injection_scale)
-            index = self._sequences.append_rows(slot.sequence, rows, not slot.plan.prompt_ids)
-            slot.rows = None
-        if slot.plan.prompt_ids:
-            index = self._sequences.append_tokens(slot.sequence, slot.plan.prompt_ids, True)
+        for part, last in slot.ready.parts():
+            if isinstance(part, list):
+                index = self._sequences.append_tokens(slot.sequence, part, last)
+            else:
+                index = self._sequences.append_rows(slot.sequence, part, last)
         slot.prefilled = self._clock.now()
         slot.prefill_ms = (slot.prefilled - began) * 1e3
         self._draw(slot, index)

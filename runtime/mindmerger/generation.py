@@ -29,7 +29,8 @@ class Generation:
     """A finished answer. `text` is the reasoning as generated, `answer` the number it ends in (None: no number).
 
     `token_ids` are the tokens of `text`, those that the calculator forced among them; `stop_id` is the one that ended
-    it (None: no token did).
+    it (None: no token did). `language` is the distribution that the gate used, by code, the likeliest first (None: no gate
+    was asked). The weights are the means at work, 0 where a source was left out (None: cancelled before the merge).
     """
 
     question: str
@@ -42,6 +43,23 @@ class Generation:
     prompt_tokens: int
     forced_tokens: int
     timings: Timings
+    language: dict[str, float] | None = None
+    encoder_weight: float | None = None
+    llm_weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the gate says of a question. `language` is its distribution by code, the likeliest first (None: no gate).
+
+    The weights are means in (0, 2), 1 where there is no gate; `left_out` is the source that the gate filters by them.
+    """
+
+    question: str
+    language: dict[str, float] | None
+    encoder_weight: float
+    llm_weight: float
+    left_out: Literal["soft prompt", "question"] | None
 
 
 class GenerationStream(Iterator[str]):

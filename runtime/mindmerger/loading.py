@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 from collections.abc import Callable
@@ -39,7 +40,11 @@ def load(
 
     def load_encoder() -> tuple[QuestionTokenizer, MergerGraph]:
         graph = MergerGraph(
-            opened.merger, width=manifest.llm.width, vocabulary=manifest.encoder.vocabulary, threads=count
+            opened.merger,
+            width=manifest.llm.width,
+            vocabulary=manifest.encoder.vocabulary,
+            threads=count,
+            gate=manifest.gate,
         )
         tokenizer = QuestionTokenizer(opened.tokenizer, manifest.encoder.max_tokens, manifest.encoder.vocabulary)
         return tokenizer, graph
@@ -50,6 +55,9 @@ def load(
     try:
         llm = LLM(opened.llm(), context=context or manifest.llm.context, threads=count, verbose=verbose)
         _check_llm(opened, llm)
+        if manifest.gate is not None:
+            # What reads the LLM's embeddings takes a quarter of a second to import: here, while the encoder loads.
+            importlib.import_module("gguf")
         tokenizer, graph = encoder.result()
     except BaseException:
         if llm is not None:

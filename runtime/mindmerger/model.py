@@ -1,7 +1,7 @@
 """A merged model: question → encoder and merger → soft prompt → LLM → reasoning and answer.
 
-This is the only module that knows the sequence which the LLM sees: `[BOS] [mapped rows, boundary row] [prompt]`,
-decoded in three homogeneous calls.
+The sequence that the LLM sees is `[BOS] [mapped rows, boundary row] [prompt]`, decoded in homogeneous calls: which parts
+there are, and as rows or tokens, is merging.py's matter.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import codecs
 import threading
 import weakref
 from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -21,12 +22,14 @@ from mindmerger.batch import BatchItem
 from mindmerger.bundle import Bundle
 from mindmerger.calculator import calculate, pending_expression
 from mindmerger.errors import InputError, MindMergerError, ModelError
-from mindmerger.generation import FinishReason, Generation, GenerationStream, Timings
+from mindmerger.generation import Explanation, FinishReason, Generation, GenerationStream, Timings
 from mindmerger.graph import MergerGraph
 from mindmerger.llama import LLM, Cancelled
+from mindmerger.merging import Merging, Ready
 from mindmerger.plan import Plan
 from mindmerger.sampling import Sampling
 from mindmerger.sequences import max_sequences
+from mindmerger.steering import Steered, Wish
 from mindmerger.tokenizer import QuestionTokenizer, check_question
 from mindmerger.transcript import Transcript
 
@@ -43,6 +46,7 @@ class MergedModel:
         self.llm = llm
         self._tokenizer = tokenizer
         self._graph = graph
+        self._merging = Merging(self.manifest, graph, llm)
         self._turn = threading.Lock()
         self._turn_of: int | None = None
         # weak: a stream that nobody reads any more must end, and free the model
@@ -65,12 +69,18 @@ class MergedModel:
         calculator: bool | None = None,
         soft_prompt: bool = True,
         question_in_prompt: bool | None = None,
+        language: str | None = None,
+        encoder_weight: float | None = None,
+        llm_weight: float | None = None,
     ) -> GenerationStream:
         """Answer `question`; the text arrives in chunks, the stream's `result` is the whole.
 
         What is None is as the bundle says. Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 do not filter.
-        `soft_prompt=False` is the LLM alone (`[BOS] [prompt]`), `question_in_prompt=False` the soft prompt alone
-        (`[BOS] [soft prompt]`). Everything that can be refused is refused here, before the first chunk is asked for.
+        `language` tells the gate a code instead of letting it look (a bundle without a gate takes none); `encoder_weight`
+        and `llm_weight`, from 0 to 2, replace the gate's, or the 1 of a bundle without. A weight below the manifest's
+        `filter_threshold` leaves its source out: `encoder_weight=0`, also spelled `soft_prompt=False`, is the LLM alone
+        (`[BOS] [prompt]`), `llm_weight=0`, also `question_in_prompt=False`, the soft prompt alone (`[BOS] [soft prompt]`).
+        Everything that can be refused is refused here, before the first chunk is asked for.
         """
         defaults = self.manifest.generation
         sampling = Sampling(
@@ -80,7 +90,8 @@ class MergedModel:
             min_p=min_p,
             seed=seed,
         )
-        plan = self._plan(question, max_new_tokens, soft_prompt, question_in_prompt)
+        wish, sources = self._merging.wish(language, encoder_weight, llm_weight, soft_prompt, question_in_prompt)
+        plan = self._plan(question, max_new_tokens, wish, sources)
         use_calculator = defaults.calculator if calculator is None else bool(calculator)
         results: list[Generation] = []
         itself: list[weakref.ref[Generator[str, None, None]]] = []
@@ -101,6 +112,9 @@ class MergedModel:
         calculator: bool | None = None,
         soft_prompt: bool = True,
         question_in_prompt: bool | None = None,
+        language: str | None = None,
+        encoder_weight: float | None = None,
+        llm_weight: float | None = None,
     ) -> Generation:
         """`generate` for the impatient: the finished `Generation`."""
         stream = self.generate(
@@ -114,6 +128,9 @@ class MergedModel:
             calculator=calculator,
             soft_prompt=soft_prompt,
             question_in_prompt=question_in_prompt,
+            language=language,
+            encoder_weight=encoder_weight,
+            llm_weight=llm_weight,
         )
         for _ in stream:
             pass
@@ -133,6 +150,9 @@ class MergedModel:
         calculator: bool | None = None,
         soft_prompt: bool = True,
         question_in_prompt: bool | None = None,
+        language: str | None = None,
+        encoder_weight: float | None = None,
+        llm_weight: float | None = None,
     ) -> Iterator[BatchItem]:
         """Answer many questions, `slots` of them at a time (default 16), several times faster than one after another.
 
@@ -160,12 +180,12 @@ class MergedModel:
             seed=seed,
         )
         use_calculator = defaults.calculator if calculator is None else bool(calculator)
-        self._check_plan_options(max_new_tokens, soft_prompt, question_in_prompt)
+        _check_limit(max_new_tokens)
+        wish, sources = self._merging.wish(language, encoder_weight, llm_weight, soft_prompt, question_in_prompt)
         setting = batch.Setting(
             llm=self.llm,
-            graph=self._graph,
+            merging=self._merging,
             bos_id=self.manifest.prompt.bos_id,
-            injection_scale=self.manifest.injection_scale,
             new_sampler=lambda: self.llm.sampler(sampling),
             new_transcript=lambda plan: Transcript(
                 self.llm, self._stop_ids, plan.max_new_tokens, calculator=use_calculator
@@ -182,7 +202,7 @@ class MergedModel:
                     if self.llm.cancelled:
                         return
                     try:
-                        plan = self._plan(question, max_new_tokens, soft_prompt, question_in_prompt)
+                        plan = self._plan(question, max_new_tokens, wish, sources)
                         plans.append((index, question, plan))
                     except MindMergerError as error:
                         yield BatchItem(index, question, None, error)
@@ -194,6 +214,11 @@ class MergedModel:
         itself.append(weakref.ref(answering))
         return answering
 
+    def explain(self, question: str, *, language: str | None = None) -> Explanation:
+        """What the gate says of `question`, told its `language` or not; nothing is generated."""
+        wish, _ = self._merging.wish(language, None, None)
+        return self._merging.explain(self._read(question, wish))
+
     def cancel(self) -> None:
         """Stop the answer that is being generated now, from any thread, also during prefill. It ends as "cancelled"."""
         self.llm.cancel()
@@ -202,20 +227,41 @@ class MergedModel:
 
     def soft_prompt_rows(self, question: str) -> npt.NDArray[np.float32]:
         """The rows of the merger graph for `question`, the boundary row last, before `injection_scale`."""
-        return self._graph.rows(self._tokenizer.encode(check_question(question)))
+        return self._merging.merged([self._read(question)])[0].rows
+
+    def steered(
+        self,
+        question: str,
+        *,
+        language: str | None = None,
+        encoder_weight: float | None = None,
+        llm_weight: float | None = None,
+    ) -> Steered:
+        """Both sources of `question` as the LLM is given them, before `injection_scale`."""
+        wish, sources = self._merging.wish(language, encoder_weight, llm_weight)
+        plan = self._read(question, wish, sources)
+        return self._merging.steered(plan, self._merging.merged([plan])[0] if plan.encoder_ids else None)
 
     def prompt_ids(self, question: str) -> list[int]:
         """The LLM's token ids of the prompt for `question`, without BOS."""
         return self.llm.tokenise(self.manifest.prompt.render(check_question(question)))
 
     def prefill(
-        self, question: str, *, soft_prompt: bool = True, question_in_prompt: bool | None = None
+        self,
+        question: str,
+        *,
+        soft_prompt: bool = True,
+        question_in_prompt: bool | None = None,
+        language: str | None = None,
+        encoder_weight: float | None = None,
+        llm_weight: float | None = None,
     ) -> npt.NDArray[np.float32]:
         """The logits of the first token of the answer."""
-        plan = self._plan(question, 1, soft_prompt, question_in_prompt)
+        wish, sources = self._merging.wish(language, encoder_weight, llm_weight, soft_prompt, question_in_prompt)
+        plan = self._plan(question, 1, wish, sources)
         self._take_turn()
         try:
-            self._prefill(plan)
+            self._prefill(self._merge(plan)[0])
             return self.llm.logits()
         finally:
             self._end_turn()
@@ -228,6 +274,9 @@ class MergedModel:
         calculator: bool = False,
         soft_prompt: bool = True,
         question_in_prompt: bool | None = None,
+        language: str | None = None,
+        encoder_weight: float | None = None,
+        llm_weight: float | None = None,
     ) -> list[int]:
         """The first `n` greedy token ids of the answer; fewer if it stops, and then the stop token is the last."""
         stream = self.generate(
@@ -237,6 +286,9 @@ class MergedModel:
             calculator=calculator,
             soft_prompt=soft_prompt,
             question_in_prompt=question_in_prompt,
+            language=language,
+            encoder_weight=encoder_weight,
+            llm_weight=llm_weight,
         )
         for _ in stream:
             pass
@@ -245,66 +297,58 @@ class MergedModel:
 
     # ------------------------------------------------------------------------------------------ how it is done
 
-    def _plan(
-        self, question: str, max_new_tokens: int | None, soft_prompt: bool, question_in_prompt: bool | None
-    ) -> Plan:
+    def _read(self, question: str, wish: Wish | None = None, sources: tuple[bool, bool] = (True, True)) -> Plan:
+        """Check and tokenise a question; whether it fits is not looked at."""
         began = perf_counter()
         if self._closed:
             raise ModelError("the model is closed: load it again")
-        question_in_prompt = self._check_plan_options(max_new_tokens, soft_prompt, question_in_prompt)
+        soft_prompt, in_prompt = sources
         question = check_question(question)
         self._tokenizer.check_length(question)
         encoder_ids = self._tokenizer.encode(question) if soft_prompt else []
-        prompt_ids = self.llm.tokenise(self.manifest.prompt.render(question)) if question_in_prompt else []
-        rows = len(encoder_ids) + 1 if soft_prompt else 0
-        length = (self.manifest.prompt.bos_id is not None) + rows + len(prompt_ids)
+        # The gate reads the prompt, whether or not the LLM will.
+        asked = in_prompt or (soft_prompt and self.manifest.gate is not None)
+        prompt_ids = self.llm.tokenise(self.manifest.prompt.render(question)) if asked else []
+        tokenise_ms = (perf_counter() - began) * 1e3
+        return Plan(question, encoder_ids, prompt_ids, 1, tokenise_ms, wish or Wish(), sources)
+
+    def _plan(self, question: str, max_new_tokens: int | None, wish: Wish, sources: tuple[bool, bool]) -> Plan:
+        """Everything that can be refused is refused here."""
+        _check_limit(max_new_tokens)
+        plan = self._read(question, wish, sources)
+        length = (self.manifest.prompt.bos_id is not None) + plan.positions
         wanted = 1 if max_new_tokens is None else max_new_tokens
         if length + wanted > self.llm.context:
             raise InputError(
-                f"the question takes {length} positions ({rows} of the soft prompt, {len(prompt_ids)} of the prompt) "
-                f"and {wanted} new tokens do not fit beside it into the context of {self.llm.context}: shorten the "
-                "question, ask for fewer new tokens or load with a larger context"
+                f"the question takes {length} positions ({plan.soft_prompt_rows} of the soft prompt, {plan.prompt_tokens} of "
+                f"the prompt) and {wanted} new tokens do not fit beside it into the context of {self.llm.context}: shorten "
+                "the question, ask for fewer new tokens or load with a larger context"
             )
         if max_new_tokens is None:
             max_new_tokens = min(self.manifest.generation.max_new_tokens, self.llm.context - length)
-        tokenise_ms = (perf_counter() - began) * 1e3
-        return Plan(question, encoder_ids, prompt_ids, max_new_tokens, tokenise_ms)
+        return replace(plan, max_new_tokens=max_new_tokens)
 
-    def _check_plan_options(
-        self, max_new_tokens: int | None, soft_prompt: bool, question_in_prompt: bool | None
-    ) -> bool:
-        """Refuse what no question can be asked with. Returns whether the question goes into the prompt."""
-        if max_new_tokens is not None and (
-            isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1
-        ):
-            raise InputError(f"max_new_tokens must be a whole number of at least 1, not {max_new_tokens!r:.40}")
-        if question_in_prompt is None:
-            # LangBridge trains on the soft prompt alone; without it there is only the prompt
-            question_in_prompt = self.manifest.method != "langbridge" or not soft_prompt
-        if not soft_prompt and not question_in_prompt:
-            raise InputError("without the soft prompt and without the question in the prompt there is no question left")
-        return question_in_prompt
-
-    def _prefill(self, plan: Plan) -> tuple[float, float]:
-        """Encode and decode everything before the answer. Returns the milliseconds of both."""
+    def _merge(self, plan: Plan) -> tuple[Ready, float]:
+        """Encode the question and weigh its sources. Returns the milliseconds too."""
         began = perf_counter()
-        rows = None
-        if plan.encoder_ids:
-            rows = self._graph.rows(plan.encoder_ids)
-            if self.manifest.injection_scale != 1.0:
-                rows = rows * np.float32(self.manifest.injection_scale)
-        encoded = perf_counter()
+        (ready,) = self._merging.ready([plan])
+        return ready, (perf_counter() - began) * 1e3
+
+    def _prefill(self, ready: Ready) -> float:
+        """Decode everything before the answer. Returns the milliseconds."""
+        began = perf_counter()
         if self.llm.cancelled:
             raise Cancelled
         self.llm.clear()
         bos = self.manifest.prompt.bos_id
         if bos is not None:
             self.llm.decode_tokens([bos], logits=False)
-        if rows is not None:
-            self.llm.decode_rows(rows, logits=not plan.prompt_ids)
-        if plan.prompt_ids:
-            self.llm.decode_tokens(plan.prompt_ids, logits=True)
-        return (encoded - began) * 1e3, (perf_counter() - encoded) * 1e3
+        for part, last in ready.parts():
+            if isinstance(part, list):
+                self.llm.decode_tokens(part, logits=last)
+            else:
+                self.llm.decode_rows(part, logits=last)
+        return (perf_counter() - began) * 1e3
 
     def _steps(
         self,
@@ -324,6 +368,7 @@ class MergedModel:
         stop_id: int | None = None
         forced_count = 0
         encode_ms = prefill_ms = away = 0.0
+        ready: Ready | None = None
         prefilled: float | None = None
         first: float | None = None
         self._take_turn()
@@ -332,7 +377,8 @@ class MergedModel:
         began = perf_counter()
         try:
             with llm.sampler(sampling) as sampler:
-                encode_ms, prefill_ms = self._prefill(plan)
+                ready, encode_ms = self._merge(plan)
+                prefill_ms = self._prefill(ready)
                 prefilled = perf_counter()
                 while True:
                     token = llm.sample(sampler)
@@ -389,8 +435,8 @@ class MergedModel:
                 finish_reason=finish,
                 token_ids=tuple(ids),
                 stop_id=stop_id,
-                soft_prompt_rows=plan.soft_prompt_rows,
-                prompt_tokens=len(plan.prompt_ids),
+                soft_prompt_rows=(ready or plan).soft_prompt_rows,
+                prompt_tokens=(ready or plan).prompt_tokens,
                 forced_tokens=forced_count,
                 timings=Timings(
                     tokenise_ms=plan.tokenise_ms,
@@ -401,6 +447,9 @@ class MergedModel:
                     first_token_ms=None if first is None else plan.tokenise_ms + (first - began) * 1e3,
                     tokens_per_second=len(ids) / decode_ms * 1e3 if decode_ms and ids else None,
                 ),
+                language=None if ready is None else ready.language,
+                encoder_weight=None if ready is None else ready.encoder_weight,
+                llm_weight=None if ready is None else ready.llm_weight,
             )
         )
 
@@ -448,3 +497,10 @@ class MergedModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_limit(max_new_tokens: object) -> None:
+    if max_new_tokens is not None and (
+        isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1
+    ):
+        raise InputError(f"max_new_tokens must be a whole number of at least 1, not {max_new_tokens!r:.40}")

@@ -1,0 +1,166 @@
+"""From planned questions to what the LLM is given: the merger graph, the gate's opinion, and the weights at work.
+
+One place for one question and for many, so that both are merged by the same rules. Knows nothing about how the LLM decodes
+what comes out of here, nor about text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from mindmerger.embeddings import EmbeddingTable
+from mindmerger.errors import InputError
+from mindmerger.generation import Explanation
+from mindmerger.graph import GraphInput, Merged, MergerGraph
+from mindmerger.llama import LLM
+from mindmerger.manifest import Manifest
+from mindmerger.plan import Plan
+from mindmerger.steering import Steered, Wish, given_language, left_out, named_distribution, steer, wished_sources
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What stands between BOS and the answer. Rows are for llama.cpp: multiplied by `injection_scale`.
+
+    `prompt_ids` are empty where the prompt is rows, or left out. `language` is the gate's distribution by code, the
+    likeliest first (None: no gate was asked); the weights are the means at work, 0 where a source is left out.
+    """
+
+    soft_prompt: Floats | None
+    prompt: Floats | None
+    prompt_ids: list[int]
+    language: dict[str, float] | None
+    encoder_weight: float
+    llm_weight: float
+
+    @property
+    def soft_prompt_rows(self) -> int:
+        """Rows of the soft prompt, the boundary row among them."""
+        return 0 if self.soft_prompt is None else len(self.soft_prompt)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Positions of the prompt."""
+        return len(self.prompt_ids) if self.prompt is None else len(self.prompt)
+
+    def parts(self) -> Iterator[tuple[Floats | list[int], bool]]:
+        """Rows or tokens in their order, and whether a part is the last. Never empty, and no part is."""
+        found = [part for part in (self.soft_prompt, self.prompt) if part is not None]
+        parts: list[Floats | list[int]] = [*found, self.prompt_ids] if self.prompt_ids else [*found]
+        for index, part in enumerate(parts):
+            yield part, index == len(parts) - 1
+
+
+class Merging:
+    """The encoder's half of a loaded bundle, with the LLM's embedding table. Safe to share between threads."""
+
+    def __init__(self, manifest: Manifest, graph: MergerGraph, llm: LLM) -> None:
+        self._manifest = manifest
+        self._graph = graph
+        self._llm = llm
+
+    @cached_property
+    def _table(self) -> EmbeddingTable:
+        return EmbeddingTable(self._llm.path)
+
+    def wish(
+        self,
+        language: str | None,
+        encoder_weight: float | None,
+        llm_weight: float | None,
+        soft_prompt: bool = True,
+        question_in_prompt: bool | None = None,
+    ) -> tuple[Wish, tuple[bool, bool]]:
+        """What the caller wants, and which sources it leaves: (soft prompt, question).
+
+        `soft_prompt=False` is an encoder weight of 0, `question_in_prompt=False` an LLM weight of 0. Raises InputError for
+        weights out of range, unknown languages, and options that contradict each other.
+        """
+        given_language(language, self._manifest.gate)
+        wish = Wish(language, encoder_weight, llm_weight)
+        threshold = self._manifest.filter_threshold
+        if not soft_prompt and encoder_weight:
+            raise _contradiction("soft_prompt=False", "encoder_weight", encoder_weight)
+        if question_in_prompt is not None and llm_weight is not None and question_in_prompt != (llm_weight > 0):
+            raise _contradiction(f"question_in_prompt={question_in_prompt}", "llm_weight", llm_weight)
+        if not soft_prompt:
+            wish = Wish(language, 0.0, wish.llm_weight)
+        if question_in_prompt is False:
+            wish = Wish(language, wish.encoder_weight, 0.0)
+        # LangBridge trains on the soft prompt alone.
+        by_default = bool(question_in_prompt) or self._manifest.method != "langbridge"
+        return wish, wished_sources(wish, threshold, by_default)
+
+    def merged(self, plans: Sequence[Plan]) -> list[Merged]:
+        """Rows and opinions of questions that have encoder ids, in one run of the graph."""
+        gate = self._manifest.gate
+        return self._graph.merge(
+            [
+                GraphInput(plan.encoder_ids)
+                if gate is None
+                else GraphInput(
+                    plan.encoder_ids, self.embeddings(plan.prompt_ids), given_language(plan.wish.language, gate)
+                )
+                for plan in plans
+            ]
+        )
+
+    def embeddings(self, prompt_ids: Sequence[int]) -> Floats:
+        """The LLM's embeddings of a prompt (m, d)."""
+        return self._table.rows(prompt_ids)
+
+    def steered(self, plan: Plan, merged: Merged | None) -> Steered:
+        """The two sources of a question, weighted; `merged` is None where the plan has no soft prompt."""
+        opinion = None if merged is None else merged.opinion
+        rows = None if merged is None else merged.rows
+        # Without a gate and a wish the weight is 1, and the prompt goes as tokens.
+        weighted = opinion is not None or plan.wish.llm_weight not in (None, 1)
+        prompt = self.embeddings(plan.prompt_ids) if weighted else None
+        return steer(rows, prompt, opinion, plan.wish, self._manifest.filter_threshold, plan.sources)
+
+    def ready(self, plans: Sequence[Plan]) -> list[Ready]:
+        """What the LLM is given for each question; the graph runs once, for those with a soft prompt."""
+        encoded = [plan for plan in plans if plan.encoder_ids]
+        found = iter(self.merged(encoded) if encoded else [])
+        return [self._ready(plan, next(found) if plan.encoder_ids else None) for plan in plans]
+
+    def _ready(self, plan: Plan, merged: Merged | None) -> Ready:
+        steered = self.steered(plan, merged)
+        gate, opinion = self._manifest.gate, None if merged is None else merged.opinion
+        return Ready(
+            soft_prompt=self._scaled(steered.soft_prompt),
+            prompt=self._scaled(steered.prompt),
+            prompt_ids=plan.prompt_ids if steered.question and steered.prompt is None else [],
+            language=None if gate is None or opinion is None else named_distribution(opinion, gate),
+            encoder_weight=steered.encoder_weight,
+            llm_weight=steered.llm_weight,
+        )
+
+    def explain(self, plan: Plan) -> Explanation:
+        """What the gate says of a question that has encoder ids."""
+        (merged,) = self.merged([plan])
+        gate, opinion = self._manifest.gate, merged.opinion
+        if gate is None or opinion is None:
+            return Explanation(plan.question, None, 1.0, 1.0, None)
+        return Explanation(
+            plan.question,
+            named_distribution(opinion, gate),
+            float(opinion.encoder_weight.mean()),
+            float(opinion.llm_weight.mean()),
+            left_out(opinion, self._manifest.filter_threshold),
+        )
+
+    def _scaled(self, rows: Floats | None) -> Floats | None:
+        scale = self._manifest.injection_scale
+        return rows if rows is None or scale == 1.0 else rows * np.float32(scale)
+
+
+def _contradiction(switch: str, name: str, weight: float) -> InputError:
+    return InputError(f"{switch} and {name}={weight:g} contradict each other: leave one of them out")
