@@ -125,7 +125,7 @@ class Runner:
         try:
             reply = child.ask(do="load", **request)
         except BaseException:
-            child.__exit__(BaseException)
+            child.close()
             raise
         self._stack.callback(child.close)
         self._children[name] = child

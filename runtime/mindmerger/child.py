@@ -15,13 +15,26 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from mindmerger.errors import BundleError, InputError, MindMergerError, ModelError
 
 Document = dict[str, Any]
 _ERRORS = {error.exit_code: error for error in (MindMergerError, InputError, BundleError, ModelError)}
+
+# The hook: Ctrl-C that arrives inside a callback from native code would be printed and forgotten.
+_PROGRAM = """
+import os, signal, sys
+sys.unraisablehook = lambda it: os._exit(130) if it.exc_type is KeyboardInterrupt else sys.__unraisablehook__(it)
+try:
+    sys.path.append({root!r})
+    from {module} import main
+    if os.name != "nt":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {{signal.SIGINT}})
+    main()
+except KeyboardInterrupt:
+    os._exit(130)
+"""
 
 
 class Child:
@@ -32,14 +45,20 @@ class Child:
         # -P: a stray folder in the working directory is not ours to import. The root goes last, for checkouts that
         # are not installed.
         root = str(Path(__file__).resolve().parents[1])
-        program = f"import sys; sys.path.append({root!r}); from {module} import main; main()"
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-            env={**os.environ, "PYTHONUTF8": "1"},
-        )
+        program = _PROGRAM.format(root=root, module=module)
+        # While Python itself starts, Ctrl-C would be a traceback: it is for the child when it has its own words for it.
+        masked = None if os.name == "nt" else signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", program],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                env={**os.environ, "PYTHONUTF8": "1"},
+            )
+        finally:
+            if masked is not None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, masked)
 
     @property
     def pid(self) -> int:
@@ -78,24 +97,32 @@ class Child:
         return ModelError(f"{self.what} ended with code {code}: see its last words above")
 
     def close(self) -> None:
-        """End the child. Harmless when called twice."""
+        """End the child, politely first: it may have a half-written file to remove. Harmless when called twice."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
         try:
-            self._process.wait(10)
+            for seconds, stop in ((1.0, self._interrupt), (2.0, self._process.kill)):
+                try:
+                    self._process.wait(seconds)
+                    return
+                except subprocess.TimeoutExpired:
+                    stop()
         except BaseException:
             self._process.kill()
-            self._process.wait()
             raise
+        finally:
+            self._process.wait()
+
+    def _interrupt(self) -> None:
+        if os.name != "nt":
+            self._process.send_signal(signal.SIGINT)
 
     def __enter__(self) -> Child:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: TracebackType | BaseException | None) -> None:
-        if kind is not None:
-            self._process.kill()  # whatever it was doing, nobody waits for it
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
