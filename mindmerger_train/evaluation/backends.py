@@ -1,7 +1,7 @@
 """What answers: a bundle through the runtime or a checkpoint in torch, behind one small interface.
 
-`identify` looks at a model without loading it, so that a wrong output folder is refused before a minute is spent; `open_backend`
-loads it. What this module does not know: benchmarks, scores, how torch decodes (torch_backend.py).
+`identify` looks at a model without loading it, so that a wrong output folder is refused before a minute is spent;
+`open_backend` loads it. What this module does not know: benchmarks, scores, how torch decodes (torch_backend.py).
 """
 
 from __future__ import annotations
@@ -164,9 +164,7 @@ class BundleBackend:
                     yield Reply(item.index, error=str(item.error))
                     continue
                 result = item.generation
-                yield Reply(
-                    item.index, result.text, result.finish_reason, len(result.token_ids), result.forced_tokens
-                )
+                yield Reply(item.index, result.text, result.finish_reason, len(result.token_ids), result.forced_tokens)
 
     def close(self) -> None:
         self._model.close()

@@ -43,12 +43,15 @@ def draw(results: Results) -> str:
                 'stroke-dasharray="3 3"/>'
             )
         for place, arm in enumerate(arms):
-            parts += _bar(left + place * _BAR, top, arm.shares[row], _COLOURS[place % len(_COLOURS)], f"{row}, {arm.title}")
+            parts += _bar(
+                left + place * _BAR, top, arm.shares[row], _COLOURS[place % len(_COLOURS)], f"{row}, {arm.title}"
+            )
         weight = ' font-weight="600"' if row == AVERAGE else ""
         middle = left + len(arms) * _BAR / 2
         parts.append(f'<text x="{middle}" y="{top + _HEIGHT + 18}" text-anchor="middle"{weight}>{escape(row)}</text>')
     parts.append(
-        f'<text x="{_LEFT}" y="{height - 14}" fill="#666">Lines: 95 % bootstrap intervals. Average: mean of the languages.</text>'
+        f'<text x="{_LEFT}" y="{height - 14}" fill="#666">Lines: 95 % bootstrap intervals. '
+        "Average: mean of the languages.</text>"
     )
     return "\n".join([*parts, "</svg>"]) + "\n"
 
@@ -72,7 +75,9 @@ def _axis(top: int, width: int) -> list[str]:
     parts = []
     for percent in range(0, 101, 20):
         y = top + _HEIGHT * (1 - percent / 100)
-        parts.append(f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y}" y2="{y}" stroke="{"#222" if percent == 0 else "#e2e2e2"}"/>')
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y}" y2="{y}" stroke="{"#222" if percent == 0 else "#e2e2e2"}"/>'
+        )
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end" fill="#666">{percent}</text>')
     return parts
 

@@ -36,7 +36,7 @@ Examples:
 
 \b
 QUESTIONS by --kind:
-  qa       a TSV with the columns language, question, answer
+  qa       TSV or JSON lines with language, question, answer (docs/data.md)
   mgsm, msvamp, xcsqa, xnli    the file or folder as its publishers lay it out
 
 \b
@@ -65,9 +65,13 @@ Exit codes:
 @click.option("--kind", type=click.Choice(KINDS), default="qa", show_default=True, help="What QUESTIONS are.")
 @click.option("--bundle", metavar="DIR_OR_NAME", help="Ask a bundle (default: the default one).")
 @click.option("--checkpoint", metavar="DIR_OR_NAME", help="Ask a checkpoint, in torch.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Keep generations and results here.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Keep generations and results here."
+)
 @click.option("--languages", metavar="CODES", help="Only these, as in es,sw,th.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="N questions per language, spread evenly over its file.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="N questions per language, spread evenly over its file."
+)
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N",
               help="Longest answer (default: qa 256, mgsm and msvamp 512 as in the papers, others 16).")  # fmt: skip
 @click.option("--ablate", "ablations", multiple=True, is_flag=False, flag_value="", metavar="[NAME=MODEL]",
@@ -75,7 +79,9 @@ Exit codes:
                    "With NAME=MODEL (repeatable): models side by side; MODEL is a bundle or a checkpoint.")  # fmt: skip
 @click.option("--no-calculator", is_flag=True, help="Let the LLM do its own sums in <<48/2=24>> annotations.")
 @click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="CPU threads (default: the cores).")
-@click.option("--batch", "slots", type=click.IntRange(1, 256), metavar="N", help="Questions side by side (default: 16).")
+@click.option(
+    "--batch", "slots", type=click.IntRange(1, 256), metavar="N", help="Questions side by side (default: 16)."
+)
 @click.option("--report", is_flag=True, help="Ask nothing: the tables of what --out has.")
 def command(
     questions: Path | None,
@@ -145,7 +151,9 @@ def _check(
     if questions is None:
         raise click.UsageError("Give QUESTIONS, for instance: mm-eval tests/data/arithmetic.tsv")
     if bundle is not None and checkpoint is not None:
-        raise click.UsageError("--bundle and --checkpoint exclude each other; --ablate NAME=MODEL compares several models.")
+        raise click.UsageError(
+            "--bundle and --checkpoint exclude each other; --ablate NAME=MODEL compares several models."
+        )
 
 
 def _contestants(bundle: str | None, checkpoint: str | None, named: list[str]) -> list[Contestant]:
@@ -188,7 +196,7 @@ def evaluate_all(
 
     Every generation is in `out` when it is made, so whatever ends this early loses nothing.
     """
-    from mindmerger_train.evaluation.questions import read_benchmark
+    from mindmerger_train.data.benchmarks import read_benchmark
     from mindmerger_train.evaluation.backends import Backend, open_backend
     from mindmerger_train.evaluation.journal import Head, Journal
     from mindmerger_train.evaluation.modes import MODES, STANDARD

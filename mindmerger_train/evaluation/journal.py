@@ -89,7 +89,9 @@ def read(path: Path) -> tuple[Head | None, dict[str, Entry]]:
                 entry = Entry(**{name: value for name, value in document.items() if name != "key"})
                 entries[entry.key] = entry
         except (TypeError, KeyError, AttributeError) as error:
-            raise DataError(f"{path}, line {number}: no generation of mm-eval ({error}); choose another --out") from None
+            raise DataError(
+                f"{path}, line {number}: no generation of mm-eval ({error}); choose another --out"
+            ) from None
     if entries and head is None:
         raise DataError(f"{path} does not begin with the head of mm-eval: choose another --out")
     return head, entries
@@ -183,6 +185,8 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._stream is not None:
             self._stream.close()

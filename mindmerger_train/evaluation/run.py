@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import click
 
 from mindmerger.errors import DataError, InputError
-from mindmerger_train.evaluation.questions import Question
+from mindmerger_train.data.benchmarks import Question
 from mindmerger_train.evaluation.backends import Backend, Identity, Model
 from mindmerger_train.evaluation.journal import Entry, Journal, Mark, key_of
 from mindmerger_train.evaluation.modes import ALONE, Mode, available
@@ -171,19 +171,25 @@ class Progress:
             else None
         )
         self._total, self._done = total, 0
-        self._began = self._said = time.monotonic()
+        self._said = time.monotonic()
+        self._first = 0.0
         if done_before:
             click.echo(f"mm-eval: {done_before} generations are there already, {total} are left", err=True)
 
     def tick(self) -> None:
         self._done += 1
         now = time.monotonic()
+        if self._done == 1:
+            self._first = now  # loading the model says nothing about the pace
         if self._bar is not None:
             self._bar.update(1)
         elif now - self._said >= _QUIET_SECONDS or self._done == self._total:
             self._said = now
-            left = (now - self._began) / self._done * (self._total - self._done)
-            click.echo(f"mm-eval: {self._done} of {self._total} generations, {_duration(left)} left", err=True)
+            left = ""
+            if 1 < self._done < self._total:
+                pace = (now - self._first) / (self._done - 1)
+                left = f", {_duration(pace * (self._total - self._done))} left"
+            click.echo(f"mm-eval: {self._done} of {self._total} generations{left}", err=True)
 
     def __enter__(self) -> Progress:
         if self._bar is not None:

@@ -40,7 +40,8 @@ def last_number(text: str) -> float:
 def score(kind: str, output: str, target: str) -> Score:
     """Whether `output` gives `target`, by the rule of the benchmark `kind`.
 
-    Question/answer files (`qa`) follow the rule of mathematics where the target is a number, else that of classification.
+    Question/answer files (`qa`) follow the rule of mathematics where the target is a number or a solution that ends in
+    GSM8K's `#### number`, else that of classification.
     Raises DataError for a mathematical target without a number, which could only be "right" by having no answer.
     """
     if kind in CLASSIFICATION or (kind == "qa" and not is_number(target)):
@@ -53,5 +54,6 @@ def score(kind: str, output: str, target: str) -> Score:
 
 
 def is_number(target: str) -> bool:
-    """Whether a target is a number, possibly with thousands commas or a sign, and nothing else."""
-    return re.fullmatch(r"[-+−]?\d+(?:,\d{3})*(?:\.\d+)?", target.strip()) is not None
+    """Whether a target is a number (thousands commas and a sign allowed) and nothing else, or ends in `#### number`."""
+    answer = target.rpartition("####")[2]
+    return re.fullmatch(r"[-+−]?\d+(?:,\d{3})*(?:\.\d+)?", answer.strip()) is not None

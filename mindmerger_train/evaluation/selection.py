@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mindmerger.errors import DataError
-from mindmerger_train.evaluation.questions import Question
+from mindmerger_train.data.benchmarks import Question
 
 
 def select(questions: Sequence[Question], languages: Sequence[str] = (), limit: int | None = None) -> list[Question]:
