@@ -31,7 +31,7 @@ def build_task(
     """
     torch.manual_seed(recipe.schedule.seed)
     random.seed(recipe.schedule.seed)
-    checkpoint = _checkpoint(recipe, merger)
+    checkpoint = stage_checkpoint(recipe, merger)
     if adapter is not None and not adapter.is_file():
         raise CheckpointError(f"no adapter at {adapter}")
     if recipe.stage == "reason":
@@ -75,7 +75,8 @@ def _with_gate(recipe: Recipe, checkpoint: Checkpoint) -> Merger:
     return steered
 
 
-def _checkpoint(recipe: Recipe, merger: str | None) -> Checkpoint:
+def stage_checkpoint(recipe: Recipe, merger: str | None) -> Checkpoint:
+    """The checkpoint that the stage starts from: `merger`, or a fresh one. No weights of encoder or LLM are read."""
     if merger is not None:
         checkpoint = load_checkpoint(resolve_checkpoint(merger))
         if recipe.stage != "steering" and recipe.method not in ("", checkpoint.method):

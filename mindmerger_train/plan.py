@@ -201,6 +201,7 @@ def make_plan(
     rank: int = 0,
     encodings: float = 1.0,
     out: Path | None = None,
+    notes: Sequence[str] = (),
 ) -> Plan:
     """Work out a run. `merger` only lends its shapes, and its `requires_grad` says what of it is trained; `rank` is the
     adapter's, for `reason`; `encodings`: share of the examples whose encoder states are computed rather than read; `out`: a
@@ -248,11 +249,12 @@ def make_plan(
         speed = matmul_rate()
         seconds = flops * steps * schedule.accumulate / (speed * EFFICIENCY)
         basis = (
-            f"{flops * schedule.accumulate:.2e} operations a step, at {EFFICIENCY:.0%} (assumed) of the {speed / 1e9:.0f} GFLOP/s that a "
-            "bfloat16 matrix product reaches here now; evaluations not counted"
+            f"{flops * schedule.accumulate:.2e} operations a step, at {EFFICIENCY:.0%} (assumed) of the {speed / 1e9:.0f} GFLOP/s "
+            "that a bfloat16 matrix product reaches here now; evaluations not counted"
         )
     what = f"{merger.method}, {schedule.precision if schedule.precision != 'no' else 'float32'}"
-    return Plan(f"stage {stage} ({what})", parts, memory, shape, steps, schedule.tokens, seconds, basis)
+    title = f"stage {stage} ({what})"
+    return Plan(title, parts, memory, shape, steps, schedule.tokens, seconds, basis, list(notes))
 
 
 def _parts(

@@ -17,6 +17,7 @@ from mindmerger_train.engine import Schedule
 from mindmerger_train.gate import GateSpec
 from mindmerger_train.merger import METHODS
 from mindmerger_train.stages import STAGES, Sources
+from mindmerger_train.states import Keeping
 from mindmerger_train.steering import Steering
 
 
@@ -35,6 +36,7 @@ class Recipe:
     gate: dict[str, Any] = field(default_factory=dict)
     steering: Steering = field(default_factory=Steering)
     sources: Sources = field(default_factory=Sources)
+    states: Keeping = field(default_factory=Keeping)
     rank: int = 16
     longest: int = 512
     layers: tuple[int, ...] = (4, 8, 12)
@@ -77,6 +79,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         table["steering"] = Steering(**_known(Steering, table.get("steering", {}), path))
         _known(GateSpec, table.get("gate", {}), path)
         table["sources"] = Sources(**_known(Sources, table.get("sources", {}), path))
+        table["states"] = Keeping(**_known(Keeping, table.get("states", {}), path))
         table["layers"] = tuple(table.get("layers", (4, 8, 12)))
         table["languages"] = tuple(table.get("languages", ()))
         recipe = Recipe(schedule=schedule, **_known(Recipe, table, path))
