@@ -16,6 +16,7 @@ from torch import nn
 from mindmerger_export.samples import QUESTIONS, SENTENCES
 from mindmerger_train.checkpoint import Checkpoint, save_checkpoint
 from mindmerger_train.encoders import EncoderSpec
+from mindmerger_train.gate import GateSpec
 from mindmerger_train.llms import LLMSpec, PromptSpec
 from mindmerger_train.merger import Merger
 
@@ -118,12 +119,23 @@ def llm_folder(folder: Path) -> LLMSpec:
     return LLMSpec(str(folder), "tiny-llama", "llama", WIDTH, "MIT")
 
 
-def random_merger(input_width: int, output_width: int = WIDTH, seed: int = 3) -> Merger:
-    """A merger whose boundary row is not zero."""
+def random_merger(
+    input_width: int,
+    output_width: int = WIDTH,
+    seed: int = 3,
+    *,
+    method: str = "mindmerger",
+    gate: GateSpec | None = None,
+) -> Merger:
+    """A merger whose boundary row is not zero, and whose gate, if it has one, says other weights than 1 at once."""
     torch.manual_seed(seed)
-    merger = Merger(input_width, output_width)
+    merger = Merger(input_width, output_width, method, gate)
     with torch.no_grad():
-        nn.init.normal_(merger.end_boundary)
+        if method != "mono":
+            nn.init.normal_(merger.end_boundary)
+        if merger.gate is not None:
+            for parameter in merger.gate.parameters():
+                nn.init.normal_(parameter, std=0.12)
     return merger
 
 
@@ -152,7 +164,14 @@ def adapter_file(path: Path, llm: LLMSpec) -> None:
     write_adapter(path, pairs, 4.0, AutoConfig.from_pretrained(llm.source), "tiny-adapter")
 
 
-def checkpoint(folder: Path, kind: str = "bert", *, adapter: bool = False) -> Path:
+def checkpoint(
+    folder: Path,
+    kind: str = "bert",
+    *,
+    adapter: bool = False,
+    method: str = "mindmerger",
+    gate: GateSpec | None = None,
+) -> Path:
     """A checkpoint in `folder / "checkpoint"` beside its encoder and its LLM. Returns its folder."""
     encoder = encoder_folder(folder / "encoder", kind)
     llm = llm_folder(folder / "llm")
@@ -161,10 +180,9 @@ def checkpoint(folder: Path, kind: str = "bert", *, adapter: bool = False) -> Pa
         target.mkdir()
         adapter_file(target / "adapter.gguf", llm)
         llm = replace(llm, adapter="adapter.gguf")
+    merger = random_merger(encoder.output_width, method=method, gate=gate)
     save_checkpoint(
-        Checkpoint(
-            random_merger(encoder.output_width), encoder, llm, PROMPT, name=f"tiny-{kind}", languages=("es", "en")
-        ),
+        Checkpoint(merger, encoder, llm, PROMPT, name=f"tiny-{kind}", languages=("es", "en")),
         target,
     )
     return target

@@ -9,7 +9,7 @@ import gc
 import importlib.metadata
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from mindmerger.manifest import (
     BakeInfo,
     EncoderInfo,
     FileInfo,
+    GateInfo,
     GenerationInfo,
     GoldenInfo,
     LLMInfo,
@@ -33,10 +34,19 @@ from mindmerger.manifest import (
     PromptInfo,
 )
 from mindmerger_export import parity
-from mindmerger_export.graph import MergerModule, embedding_table, encoder_blocks, export_graph, save_graph
+from mindmerger_export.graph import (
+    MergerModule,
+    check_method,
+    embedding_table,
+    encoder_blocks,
+    export_graph,
+    merger_module,
+    save_graph,
+)
 from mindmerger_export.llm import LLMFiles, file_entry, llm_facts, prepare_llm
 from mindmerger_export.prune import Pruned, prune, read_texts
 from mindmerger_export.quantise import quantise
+from mindmerger_export.rows import Floats, check_rows
 from mindmerger_export.samples import QUESTIONS, SENTENCES
 from mindmerger_train import encoders, llms
 from mindmerger_train.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
@@ -141,6 +151,7 @@ def _publish(temporary: Path, out: Path) -> None:
 def _build(request: Request, checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
     if request.max_pieces is not None and not request.prune_texts:
         raise InputError("--max-pieces needs --prune-text: it is by a text's words that pieces are chosen")
+    check_method(checkpoint.merger)
     # The LLM first: most of what can be wrong with the request shows here, before anything slow.
     progress("preparing the LLM")
     llm_files = prepare_llm(checkpoint, folder, request.llm, request.llm_type, request.llm_gguf)
@@ -154,7 +165,7 @@ def _build(request: Request, checkpoint: Checkpoint, folder: Path, progress: Pro
         encoder = encoders.load_encoder(checkpoint.encoder)
     parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
     pruned = _prune(request, checkpoint, encoder, folder, progress)
-    module = MergerModule(encoder, checkpoint.merger)
+    module = merger_module(encoder, checkpoint.merger)
     graph_files, quantised = _write_graph(request, checkpoint, module, pruned, folder, progress)
     prompt = checkpoint.prompt
     vocabulary = len(pruned.keep) if pruned is not None else embedding_table(encoder).num_embeddings
@@ -185,6 +196,7 @@ def _build(request: Request, checkpoint: Checkpoint, folder: Path, progress: Pro
         prompt=PromptInfo(prompt.template, prompt.bos_id, prompt.stop_ids),
         files=(*graph_files, file_entry("tokenizer", folder / TOKENIZER_FILE), *llm_files.entries),
         generation=GenerationInfo(256, 0.0, checkpoint.calculator),
+        gate=_gate_info(checkpoint),
         bake=None if llm_files.bake is None else BakeInfo(llm_files.bake),
         tools=_tools(),
     )
@@ -193,6 +205,13 @@ def _build(request: Request, checkpoint: Checkpoint, folder: Path, progress: Pro
         report["vocabulary"] = pruned.report
     manifest = _prove(request, checkpoint, module, pruned, llm_files, manifest, report, folder, progress)
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _gate_info(checkpoint: Checkpoint) -> GateInfo | None:
+    gate = checkpoint.merger.gate
+    if gate is None:
+        return None
+    return GateInfo(gate.spec.languages, gate.spec.granularity, gate.spec.language_input)
 
 
 def _prune(
@@ -236,6 +255,12 @@ def _write_graph(
         "llm_width": str(checkpoint.llm.width),
         "precision": request.precision,
     }
+    if (gate := _gate_info(checkpoint)) is not None:
+        metadata |= {
+            "gate_granularity": gate.granularity,
+            "gate_language_input": gate.language_input,
+            "gate_languages": ",".join(gate.names),
+        }
     try:
         model = export_graph(module, metadata)
         if request.precision != "fp32":
@@ -269,11 +294,14 @@ def _prove(
     tokenizer = QuestionTokenizer(folder / TOKENIZER_FILE, manifest.encoder.max_tokens, manifest.encoder.vocabulary)
     graph = folder / manifest.file("merger").path
     keep = None if pruned is None else np.asarray(pruned.keep)
-    report["rows"] = parity.check_rows(module, graph, tokenizer, keep, SENTENCES, request.precision)
-
-    progress("comparing injected rows with the LLM's token path")
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
     gguf = open_bundle(folder).llm()
+    prompts = None if manifest.gate is None else _prompt_rows(gguf, manifest.prompt, SENTENCES)
+    report["rows"] = check_rows(
+        module, graph, tokenizer, keep, SENTENCES, request.precision, gate=manifest.gate, prompts=prompts
+    )
+
+    progress("comparing injected rows with the LLM's token path")
     question = request.golden[0][1]
     report["injection"] = parity.find_injection_scale(gguf, manifest.prompt.render(question), manifest.prompt.bos_id)
     manifest = replace(manifest, injection_scale=report["injection"]["scale"])
@@ -283,7 +311,9 @@ def _prove(
     with _reading("the LLM"):
         llm = llms.load_llm(checkpoint.llm, adapter=checkpoint.adapter_path())
         llm_tokenizer = llms.load_llm_tokenizer(checkpoint.llm)
-    reference = parity.TorchAnswers(checkpoint, module, llm, encoders.load_tokenizer(checkpoint.encoder))
+    reference = parity.TorchAnswers(
+        checkpoint, module, llm, encoders.load_tokenizer(checkpoint.encoder), manifest.filter_threshold
+    )
     with load(folder) as model:
         report["answers"] = parity.check_answers(
             reference, model, llm_tokenizer, request.golden, llm_files.kind in _FLOAT_TYPES
@@ -295,6 +325,16 @@ def _prove(
     del llm, reference
     gc.collect()
     return replace(manifest, golden=golden, parity=report)
+
+
+def _prompt_rows(gguf: Path, prompt: PromptInfo, texts: Mapping[str, str]) -> dict[str, Floats]:
+    """The LLM's embeddings of each text's prompt (m, d): what the gate asks with."""
+    from mindmerger.embeddings import EmbeddingTable
+    from mindmerger.llama import LLM
+
+    table = EmbeddingTable(gguf)
+    with LLM(gguf, context=64) as llm:
+        return {key: table.rows(llm.tokenise(prompt.render(text))) for key, text in texts.items()}
 
 
 @contextmanager

@@ -1,12 +1,13 @@
-"""The merger graph: encoder, mapping and boundary as one ONNX model.
+"""The merger graph: encoder, mapping, boundary and, for ST-Merge, the gate as one ONNX model.
 
-`MergerModule` is what is exported and, in torch, what the exported graph is compared with. The graph is an `onnx_ir`
+A `MergerModule` is what is exported and, in torch, what the exported graph is compared with. The graph is an `onnx_ir`
 model until it is saved: its weights are views of torch's memory, so an encoder is never held twice. What this module
 does not know: quantisation, vocabularies, LLMs.
 """
 
 from __future__ import annotations
 
+import ast
 import logging
 import warnings
 from collections.abc import Iterator
@@ -18,13 +19,13 @@ import torch
 from torch import nn
 
 from mindmerger.errors import CheckpointError, ParityError
+from mindmerger.graph import GATE_INPUTS, GATE_OUTPUTS, INPUTS, OUTPUT
 from mindmerger_train.encoders import Encoder
+from mindmerger_train.gate import Gate
 from mindmerger_train.merger import Merger
 
 GRAPH_FILE = "merger.onnx"
 DATA_FILE = "merger.data"
-INPUTS = ("input_ids", "attention_mask")
-OUTPUT = "soft_prompt"
 # com.microsoft's operators ask for nothing newer; 21 is the first in which 4-bit tensors are part of ONNX.
 _OPSET = 21
 
@@ -42,8 +43,45 @@ class MergerModule(nn.Module):
         if setter is not None:
             setter("eager")
 
+    @property
+    def width(self) -> int:
+        """The LLM's width."""
+        return int(self.merger.end_boundary.shape[-1])
+
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return cast(torch.Tensor, self.merger(self.encoder(input_ids, attention_mask)))
+
+
+class GatedModule(MergerModule):
+    """With ST-Merge's gate: two more outputs of weights, and the language distribution. Shapes are in docs/bundle.md."""
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        prompt_embeddings: torch.Tensor,
+        prompt_mask: torch.Tensor,
+        language: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        states = self.encoder(input_ids, attention_mask)
+        soft = self.merger(states)
+        gate = cast(Gate, self.merger.gate)
+        weights = gate(states, attention_mask, soft[:, :-1], prompt_embeddings, prompt_mask, language)
+        return soft, weights.encoder, weights.llm, weights.language
+
+
+def check_method(merger: Merger) -> None:
+    """Raises CheckpointError for `mono`, which merges nothing."""
+    if merger.method == "mono":
+        raise CheckpointError(
+            "a checkpoint of method mono is the LLM alone: there is nothing to merge and no bundle to export; take its LLM's "
+            "GGUF as it is, or, to pair it with a merger, export that merger's checkpoint with --llm-gguf"
+        )
+
+
+def merger_module(encoder: Encoder, merger: Merger) -> MergerModule:
+    """The module of a merger of any method that merges."""
+    return (MergerModule if merger.gate is None else GatedModule)(encoder, merger)
 
 
 def embedding_table(encoder: Encoder) -> nn.Embedding:
@@ -65,19 +103,16 @@ def export_graph(module: MergerModule, metadata: dict[str, str]) -> Any:
 
     Blocks above the highest chosen layer do nothing for the output, so the exporter drops them with their weights.
     """
-    # Two of each: a size of one would be traced as a constant. The mask has padding, lest it be folded away.
-    ids = torch.ones((2, 3), dtype=torch.int64)
-    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
-    axes = {0: "batch", 1: "length"}
+    inputs, axes, outputs = _example(module)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
-            (ids, mask),
+            tuple(inputs.values()),
             dynamo=True,
             opset_version=_OPSET,
-            input_names=list(INPUTS),
-            output_names=[OUTPUT],
-            dynamic_shapes=dict.fromkeys(INPUTS, axes),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=axes,
             verbose=False,
         )
     if program is None:
@@ -86,15 +121,48 @@ def export_graph(module: MergerModule, metadata: dict[str, str]) -> Any:
     _strip(model)
     model.producer_name = "mindmerger"
     model.producer_version = None
-    model.doc_string = "MindMerger merger graph: encoder, mapping and boundary row"
+    parts = (
+        "encoder, mapping and boundary row" if module.merger.gate is None else "encoder, mapping, boundary row and gate"
+    )
+    model.doc_string = f"MindMerger merger graph: {parts}"
     model.graph.name = "merger"
     model.metadata_props.clear()
     model.metadata_props.update({f"mindmerger.{key}": value for key, value in sorted(metadata.items())})
     return model
 
 
+def _example(module: MergerModule) -> tuple[dict[str, torch.Tensor], dict[str, dict[int, str]], tuple[str, ...]]:
+    """Inputs to trace with, their dynamic axes, and the names of the outputs.
+
+    Two of each size at least: a size of one would be traced as a constant. Masks have padding, lest they be folded away.
+    """
+    inputs = {
+        "input_ids": torch.ones((2, 3), dtype=torch.int64),
+        "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
+    }
+    axes = {name: {0: "batch", 1: "length"} for name in INPUTS}
+    gate = module.merger.gate
+    if gate is None:
+        return inputs, axes, (OUTPUT,)
+    inputs["prompt_embeddings"] = torch.ones((2, 4, gate.query.in_features))
+    inputs["prompt_mask"] = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    inputs["language"] = gate.spec.distribution([None, "unknown"])
+    axes |= {name: {0: "batch", 1: "prompt_length"} for name in ("prompt_embeddings", "prompt_mask")}
+    axes["language"] = {0: "batch"}
+    assert tuple(inputs) == GATE_INPUTS
+    return inputs, axes, GATE_OUTPUTS
+
+
 def _strip(model: Any) -> None:
-    """Remove what the exporter notes about its own run: file names and stack traces, nine tenths of the file."""
+    """Remove what the exporter notes about its own run: file names and stack traces, nine tenths of the file.
+
+    The matrices of the gate are told apart by these notes; their nodes take the names of their modules before.
+    """
+    for node in model.graph:
+        # The exporter's own notation: "['', 'merger.gate', 'merger.gate.query', 'linear_15']"
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        if node.op_type == "MatMul" and "merger.gate" in scopes[:-1]:
+            node.name = f"{scopes[-2].removeprefix('merger.')}.{scopes[-1]}"
     for function in model.functions.values():
         function.metadata_props.clear()
     for node in model.graph.all_nodes():

@@ -263,16 +263,3 @@ def llm_facts(path: Path) -> LLMFacts:
         context=int(value(f"{architecture}.context_length")),
         parameters=sum(int(tensor.n_elements) for tensor in reader.tensors),
     )
-
-
-def embedding_rows(path: Path, ids: list[int]) -> npt.NDArray[np.float32]:
-    """Rows of the LLM's embedding table, dequantised."""
-    from gguf import quants
-
-    for tensor in read_gguf(path).tensors:
-        if tensor.name == "token_embd.weight":
-            # One row at a time: the whole table of a large LLM in float32 would be gigabytes.
-            return np.concatenate(
-                [quants.dequantize(np.asarray(tensor.data[i : i + 1]), tensor.tensor_type) for i in ids]
-            ).astype(np.float32)
-    raise BundleError(f"{path} has no table of embeddings: it is not a GGUF of an LLM")

@@ -1,7 +1,7 @@
-"""Does the bundle compute what torch computed? Every figure here is measured on the files that will be shipped.
+"""Does the bundle answer as torch answers? Every figure here is measured on the files that will be shipped.
 
-Four comparisons: rows of the merger graph; embedding rows injected into llama.cpp against its own token path, which also
-finds `injection_scale`; the logits of the first token; greedy continuations. A figure outside its bound raises
+Three comparisons, beside that of the graph (rows.py): embedding rows injected into llama.cpp against its own token path,
+which also finds `injection_scale`; the logits of the first token; greedy continuations. A figure outside its bound raises
 ParityError, which ends the export. Figures are rounded to three digits, so that equal bundles have equal reports.
 """
 
@@ -17,150 +17,22 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from mindmerger.embeddings import EmbeddingTable
 from mindmerger.errors import ParityError
+from mindmerger.graph import GraphInput
 from mindmerger.llama import LLM
 from mindmerger.model import MergedModel
-from mindmerger.tokenizer import QuestionTokenizer
-from mindmerger_export.graph import INPUTS, OUTPUT, MergerModule
-from mindmerger_export.llm import embedding_rows
+from mindmerger.steering import Steered, Wish, steer, wished_sources
+from mindmerger_export.graph import MergerModule
+from mindmerger_export.rows import three, torch_merge
 from mindmerger_train.checkpoint import Checkpoint
 
 Floats = npt.NDArray[np.float32]
 
-ROWS_MAX_ABS = 1e-4
-# (mean, worst) cosine of a row of the quantised graph with torch's.
-ROWS_COSINE = {"w8": (0.999, 0.995), "w4": (0.95, 0.85)}
 INJECTION_KL = 1e-3
 # Mean KL of the first token's distribution. The loose one only finds gross errors: what quantisation costs is reported.
 LOGITS_KL_FLOAT, LOGITS_KL_QUANTISED = 0.01, 0.5
 GREEDY_TOKENS = 32
-
-
-@dataclass(frozen=True)
-class Row:
-    """How near the graph's rows for one text are to torch's."""
-
-    max_abs: float
-    cosine_mean: float
-    cosine_min: float
-    rows: int
-
-
-def three(value: float) -> float:
-    """Three significant digits: enough to judge by, too few to differ between runs of the same export."""
-    return float(f"{value:.3g}")
-
-
-def cosine(value: float) -> float:
-    """A cosine to six places: its distance from 1 is what counts."""
-    return round(float(value), 6)
-
-
-# ---------------------------------------------------------------------------------------------------------- rows
-
-
-def graph_session(path: Path) -> Any:
-    """An ONNX Runtime session of the merger graph; ParityError when the file cannot be run."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no public base class
-        raise ParityError(f"ONNX Runtime cannot run the exported graph ({str(error).splitlines()[0][:200]})") from None
-
-
-def compare(reference: Floats, found: Floats) -> Row:
-    """Rows of torch and of the graph for one text, boundary included (n + 1, d)."""
-    if reference.shape != found.shape or not np.isfinite(found).all():
-        return Row(float("inf"), float("-inf"), float("-inf"), len(reference))
-    norms = np.linalg.norm(reference, axis=1) * np.linalg.norm(found, axis=1)
-    # A boundary row that was never trained is zero on both sides: equal, but without direction.
-    directed = norms > 0
-    cosines = (reference * found).sum(axis=1)[directed] / norms[directed]
-    low, mean = (float(cosines.min()), float(cosines.mean())) if directed.any() else (1.0, 1.0)
-    return Row(float(np.abs(reference - found).max()), mean, low, len(reference))
-
-
-def check_rows(
-    module: MergerModule,
-    graph: Path,
-    tokenizer: QuestionTokenizer,
-    keep: npt.NDArray[np.int64] | None,
-    texts: dict[str, str],
-    precision: str,
-) -> dict[str, Any]:
-    """Compare rows for each text alone and for all of them in padded batches.
-
-    `module` has the whole vocabulary; `keep` maps the pruned tokenizer's ids to its ids. Raises ParityError outside the
-    bounds of `precision`.
-    """
-    session = graph_session(graph)
-    ids = {key: tokenizer.encode(text) for key, text in texts.items()}
-    reference = {key: _torch_rows(module, row, keep) for key, row in ids.items()}
-    alone = {key: compare(reference[key], _graph_rows(session, [row])[0]) for key, row in ids.items()}
-    padded: list[Row] = []
-    keys = list(ids)
-    for start in range(0, len(keys), 8):
-        batch = keys[start : start + 8]
-        found = _graph_rows(session, [ids[key] for key in batch])
-        padded += [compare(reference[key], rows) for key, rows in zip(batch, found, strict=True)]
-    report = {
-        "texts": len(texts),
-        **_summary(list(alone.values())),
-        "padded_batches": _summary(padded),
-        "worst_by_text": {key: cosine(row.cosine_min) for key, row in alone.items()},
-    }
-    for name, rows in (("rows", list(alone.values())), ("rows of padded batches", padded)):
-        _judge_rows(name, rows, precision)
-    return report
-
-
-def _summary(rows: Sequence[Row]) -> dict[str, Any]:
-    total = sum(row.rows for row in rows)
-    return {
-        "max_abs": three(max(row.max_abs for row in rows)),
-        "cosine_mean": cosine(sum(row.cosine_mean * row.rows for row in rows) / total),
-        "cosine_min": cosine(min(row.cosine_min for row in rows)),
-    }
-
-
-def _judge_rows(name: str, rows: Sequence[Row], precision: str) -> None:
-    summary = _summary(rows)
-    # `not (x <= bound)`: NaN fails too.
-    if precision == "fp32":
-        if not summary["max_abs"] <= ROWS_MAX_ABS:
-            raise ParityError(
-                f"the exported graph's {name} differ from torch's by up to {summary['max_abs']} (at most {ROWS_MAX_ABS} "
-                "is allowed): nothing was written"
-            )
-        return
-    mean, worst = ROWS_COSINE[precision]
-    if not (summary["cosine_mean"] >= mean and summary["cosine_min"] >= worst):
-        raise ParityError(
-            f"the {precision} graph's {name} have cosine {summary['cosine_mean']} on average and {summary['cosine_min']} "
-            f"at worst with torch's (at least {mean} and {worst} are asked): export with a higher --precision"
-        )
-
-
-def _torch_rows(module: MergerModule, ids: Sequence[int], keep: npt.NDArray[np.int64] | None) -> Floats:
-    row = np.asarray(ids, dtype=np.int64)
-    tensor = torch.from_numpy(row if keep is None else keep[row]).unsqueeze(0)
-    with torch.no_grad():
-        return cast(Floats, module(tensor, torch.ones_like(tensor))[0].numpy())
-
-
-def _graph_rows(session: Any, batch: Sequence[Sequence[int]]) -> list[Floats]:
-    longest = max(len(row) for row in batch)
-    ids = np.zeros((len(batch), longest), dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for index, row in enumerate(batch):
-        ids[index, : len(row)] = row
-        mask[index, : len(row)] = 1
-    (output,) = session.run([OUTPUT], dict(zip(INPUTS, (ids, mask), strict=True)))
-    # The boundary is the last row of the whole length; padded positions lie between.
-    return [np.concatenate([output[index, : len(row)], output[index, -1:]]) for index, row in enumerate(batch)]
 
 
 # ----------------------------------------------------------------------------------------------------- injection
@@ -185,7 +57,7 @@ def find_injection_scale(gguf: Path, text: str, bos_id: int | None, threads: int
     """
     with LLM(gguf, context=256, threads=threads) as llm:
         ids = llm.tokenise(text)[:64]
-        embeddings = embedding_rows(gguf, ids)
+        embeddings = EmbeddingTable(gguf).rows(ids)
 
         def start() -> None:
             llm.clear()
@@ -222,37 +94,59 @@ def find_injection_scale(gguf: Path, text: str, bos_id: int | None, threads: int
 
 
 class TorchAnswers:
-    """The papers' way of running: torch computes rows, logits and greedy tokens for a question."""
+    """The papers' way of running: torch computes rows, weights, logits and greedy tokens for a question.
 
-    def __init__(self, checkpoint: Checkpoint, module: MergerModule, llm: nn.Module, encoder_tokenizer: Any) -> None:
+    The rules of steering (which weights, what is filtered) are the runtime's; what they work on is torch's.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        module: MergerModule,
+        llm: nn.Module,
+        encoder_tokenizer: Any,
+        filter_threshold: float = 0.1,
+    ) -> None:
         self._prompt = checkpoint.prompt
         self._module = module
         self._llm = cast(Any, llm)
         self._tokenizer = encoder_tokenizer
-
-    def rows(self, question: str) -> Floats:
-        """The soft prompt of `question`, the boundary row last."""
-        return _torch_rows(self._module, self._tokenizer.encode(question).ids, None)
+        self._threshold = filter_threshold
 
     @torch.no_grad()
-    def _prefill(self, rows: Floats, prompt_ids: Sequence[int]) -> Any:
-        embed = self._llm.get_input_embeddings()
-        bos = [] if self._prompt.bos_id is None else [self._prompt.bos_id]
-        parts = [
-            embed(torch.tensor([bos], dtype=torch.int64)),
-            torch.from_numpy(rows).unsqueeze(0).to(embed.weight.dtype),
-            embed(torch.tensor([list(prompt_ids)], dtype=torch.int64)),
-        ]
-        return self._llm(inputs_embeds=torch.cat(parts, dim=1), use_cache=True)
+    def _embed(self, ids: Sequence[int]) -> torch.Tensor:
+        return cast(torch.Tensor, self._llm.get_input_embeddings()(torch.tensor([list(ids)], dtype=torch.int64)))
 
-    def logits(self, rows: Floats, prompt_ids: Sequence[int]) -> Floats:
-        """Logits of the first token, given these rows."""
-        return cast(Floats, self._prefill(rows, prompt_ids).logits[0, -1].float().numpy())
+    def steered(self, question: str, prompt_ids: Sequence[int], wish: Wish | None = None) -> Steered:
+        """Both sources of `question` as the LLM is given them."""
+        wish = wish or Wish()
+        prompt = cast(Floats, self._embed(prompt_ids)[0].float().numpy())
+        gate = self._module.merger.gate
+        language = None if gate is None else gate.spec.distribution([wish.language])[0].numpy()
+        merged = torch_merge(self._module, GraphInput(self._tokenizer.encode(question).ids, prompt, language))
+        sources = wished_sources(wish, self._threshold, self._module.merger.method != "langbridge")
+        return steer(merged.rows, prompt, merged.opinion, wish, self._threshold, sources)
+
+    @torch.no_grad()
+    def _prefill(self, steered: Steered, prompt_ids: Sequence[int]) -> Any:
+        bos = [] if self._prompt.bos_id is None else [self._prompt.bos_id]
+        parts = [self._embed(bos)]
+        if steered.soft_prompt is not None:
+            parts.append(torch.from_numpy(steered.soft_prompt).unsqueeze(0))
+        if steered.prompt is not None:
+            parts.append(torch.from_numpy(steered.prompt).unsqueeze(0))
+        elif steered.question:
+            parts.append(self._embed(prompt_ids))
+        return self._llm(inputs_embeds=torch.cat([part.to(parts[0].dtype) for part in parts], dim=1), use_cache=True)
+
+    def logits(self, steered: Steered, prompt_ids: Sequence[int]) -> Floats:
+        """Logits of the first token, given these sources."""
+        return cast(Floats, self._prefill(steered, prompt_ids).logits[0, -1].float().numpy())
 
     @torch.no_grad()
     def answer(self, question: str, prompt_ids: Sequence[int], n: int) -> tuple[Floats, list[int], list[float]]:
         """Logits of the first token, greedy ids (up to `n`, a stop id last), and each one's margin over the second."""
-        output = self._prefill(self.rows(question), prompt_ids)
+        output = self._prefill(self.steered(question, prompt_ids), prompt_ids)
         first: Floats = output.logits[0, -1].float().numpy()
         tokens: list[int] = []
         margins: list[float] = []
@@ -271,7 +165,8 @@ class TorchAnswers:
 class Answer:
     """One question, torch beside the bundle. `kl` is end to end, `llm_kl` of the LLM alone: both given the bundle's rows.
 
-    `margin` is how far torch's token at the first differing place (None: no difference) was ahead of its second.
+    `margin` is how far torch's token at the first differing place (None: no difference) was ahead of its second. The
+    weights are the bundle's means (0: left out); `weight_distance` is how far they are from torch's, the larger of both.
     """
 
     kl: float
@@ -279,6 +174,9 @@ class Answer:
     top1: bool
     place: int | None
     margin: float | None
+    encoder_weight: float
+    llm_weight: float
+    weight_distance: float
 
 
 def compare_answer(
@@ -290,7 +188,8 @@ def compare_answer(
         raise ParityError(f"llama.cpp and transformers tokenise the prompt of {question[:60]!r} differently")
     wanted_logits, wanted, margins = reference.answer(question, prompt_ids, tokens)
     found_logits, found = model.prefill(question), model.continuation_ids(question, tokens)
-    same_rows = reference.logits(model.soft_prompt_rows(question), prompt_ids)
+    wanted_sources, found_sources = reference.steered(question, prompt_ids), model.steered(question)
+    same_rows = reference.logits(found_sources, prompt_ids)
     pairs = enumerate(zip(wanted, found, strict=False))
     place = None if wanted == found else next((i for i, (a, b) in pairs if a != b), min(len(wanted), len(found)) - 1)
     return Answer(
@@ -299,6 +198,12 @@ def compare_answer(
         top1=bool(wanted_logits.argmax() == found_logits.argmax()),
         place=place,
         margin=None if place is None else margins[place],
+        encoder_weight=found_sources.encoder_weight,
+        llm_weight=found_sources.llm_weight,
+        weight_distance=max(
+            abs(wanted_sources.encoder_weight - found_sources.encoder_weight),
+            abs(wanted_sources.llm_weight - found_sources.llm_weight),
+        ),
     )
 
 
@@ -322,7 +227,7 @@ def check_answers(
         raise ParityError(
             f"the bundle's LLM differs from torch's by a KL of {three(mean)} on average (at most {bound} is allowed)"
         )
-    return {
+    report: dict[str, Any] = {
         "questions": len(questions),
         "kl_mean": three(float(np.mean([answer.kl for answer in answers]))),
         "kl_max": three(max(answer.kl for answer in answers)),
@@ -337,3 +242,12 @@ def check_answers(
             if answer.margin is not None
         ],
     }
+    if model.manifest.gate is not None:
+        report["weights"] = {
+            "encoder_weight_mean": three(float(np.mean([answer.encoder_weight for answer in answers]))),
+            "llm_weight_mean": three(float(np.mean([answer.llm_weight for answer in answers]))),
+            "distance_max": three(max(answer.weight_distance for answer in answers)),
+            "soft_prompt_left_out": sum(answer.encoder_weight == 0 for answer in answers),
+            "question_left_out": sum(answer.llm_weight == 0 for answer in answers),
+        }
+    return report

@@ -117,6 +117,11 @@ def pack(codes: Codes, bits: int) -> npt.NDArray[np.uint8]:
     return np.asarray(unsigned.reshape(count, width // BLOCK, BLOCK * bits // 8), dtype=np.uint8)
 
 
+# Matrices that stay in float32, by the names that graph.py gives to the gate's nodes: together a hundredth of its weights,
+# and rounded they would move the two weights directly.
+_FLOAT_NODES = ("gate.hidden.", "gate.output.", "gate.language", "gate.matmul")
+
+
 def quantise(model: Any, precision: str, accuracy_level: int = ACCURACY_LEVEL) -> Quantised:
     """Quantise the weights of an `onnx_ir.Model` in place. `fp32` leaves everything as it is."""
     done = Quantised()
@@ -127,6 +132,9 @@ def quantise(model: Any, precision: str, accuracy_level: int = ACCURACY_LEVEL) -
     packed: dict[str, tuple[Any, Any, int]] = {}
     for node in list(graph):
         if node.op_type == "MatMul" and node.domain == "":
+            if (node.name or "").startswith(_FLOAT_NODES):
+                done.float32 += _weight(graph, node.inputs[1]) is not None
+                continue
             _quantise_matmul(graph, node, bits, accuracy_level, packed, done)
         elif node.op_type == "Gather" and node.domain == "" and node.inputs[1] is graph.inputs[0]:
             _quantise_gather(graph, node, bits, done)

@@ -87,9 +87,9 @@ def graph_line(name: str, graph: Path, report: dict[str, Any], vocabulary: int) 
 
 def graphs(checkpoint: Any, module: Any, precisions: list[str], folder: Path) -> None:
     from mindmerger.tokenizer import QuestionTokenizer
-    from mindmerger_export import parity
     from mindmerger_export.graph import embedding_table, export_graph, save_graph
     from mindmerger_export.quantise import quantise
+    from mindmerger_export.rows import check_rows
     from mindmerger_export.samples import SENTENCES
     from mindmerger_train import encoders
 
@@ -103,7 +103,7 @@ def graphs(checkpoint: Any, module: Any, precisions: list[str], folder: Path) ->
         graph = export_graph(module, {})
         quantise(graph, precision)
         save_graph(graph, target)
-        report = parity.check_rows(module, target / "merger.onnx", tokenizer, None, SENTENCES, precision)
+        report = check_rows(module, target / "merger.onnx", tokenizer, None, SENTENCES, precision)
         graph_line(precision, target / "merger.onnx", report, vocabulary)
 
 

@@ -9,19 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from mindmerger.errors import CheckpointError, InputError, MindMergerError, ParityError
-from mindmerger_export import bundle_writer, parity
+from mindmerger_export import bundle_writer, cli, parity
 from mindmerger_export.bundle_writer import Request, export_bundle
-from mindmerger_export.cli import main
 from mindmerger_train.checkpoint import load_checkpoint, save_checkpoint
 from tests import tiny_torch
 
@@ -38,6 +37,23 @@ def checkpoint(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
     config["llm"]["source"] = str(tmp_path / "models" / "llm")
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
+
+
+class Run:
+    """One run of the command in this process: what it printed and the code that it left with."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch, *arguments: str) -> None:
+        capsys.readouterr()
+        patch.setattr(sys, "argv", ["mm-export", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        self.exit_code = left.value.code
+        self.stdout, self.stderr = capsys.readouterr()
+
+
+@pytest.fixture
+def mm_export(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+    return lambda *arguments: Run(capsys, monkeypatch, *arguments)
 
 
 def fails(checkpoint: Path, tmp_path: Path, error: type[MindMergerError], match: str, **options: Any) -> None:
@@ -128,12 +144,14 @@ def test_parity_failure_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeyp
 
 
 def test_no_injection_scale_fails(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = parity.embedding_rows
-    monkeypatch.setattr(parity, "embedding_rows", lambda path, ids: 3 * rows(path, ids))
+    rows = parity.EmbeddingTable.rows
+    monkeypatch.setattr(parity.EmbeddingTable, "rows", lambda table, ids: 3 * rows(table, ids))
     fails(checkpoint, tmp_path, ParityError, "injection_scale")
 
 
-def test_existing_folder(checkpoint: Path, exact: tuple[Path, Path], tmp_path: Path) -> None:
+def test_existing_folder(
+    checkpoint: Path, exact: tuple[Path, Path], tmp_path: Path, mm_export: Callable[..., Run]
+) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "diary.txt").write_text("dear diary", encoding="utf-8")
@@ -144,11 +162,11 @@ def test_existing_folder(checkpoint: Path, exact: tuple[Path, Path], tmp_path: P
     mine = tmp_path / "mine"
     shutil.copytree(exact[1], mine)
     (mine / "stale").touch()
-    result = CliRunner().invoke(main, ["--checkpoint", str(checkpoint), "--out", str(mine)])
+    result = mm_export("--checkpoint", str(checkpoint), "--out", str(mine))
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.startswith("mm-export: ") and result.stderr.count("\n") == 1
     options = ["--precision", "fp32", "--llm-type", "f16", "--force"]
-    result = CliRunner().invoke(main, ["--checkpoint", str(checkpoint), "--out", str(mine), *options])
+    result = mm_export("--checkpoint", str(checkpoint), "--out", str(mine), *options)
     assert (result.exit_code, result.stdout) == (0, f"{mine}\n"), result.stderr
     assert not (mine / "stale").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -176,18 +194,49 @@ def test_adapter_shared_with_a_published_checkpoint_is_never_lost(checkpoint: Pa
     assert shared.read_bytes() == whole
 
 
-def test_command_line_errors(checkpoint: Path, tmp_path: Path) -> None:
-    run = CliRunner().invoke
-    assert run(main, ["--help"]).exit_code == 0
-    assert run(main, []).exit_code == 2
-    assert run(main, ["--checkpoint", "x", "--precision", "fp16"]).exit_code == 2
-    assert run(main, ["--checkpoint", str(tmp_path)]).exit_code == 6
+def test_command_line_errors(checkpoint: Path, tmp_path: Path, mm_export: Callable[..., Run]) -> None:
+    shown = mm_export("--help")
+    assert shown.exit_code == 0 and "inspect" in shown.stdout
+    assert mm_export().exit_code == 2
+    assert mm_export("--checkpoint", "x", "--precision", "fp16").exit_code == 2
+    assert mm_export("--checkpoint", "x", "inspect", "y").exit_code == 2
+    assert mm_export("--checkpoint", str(tmp_path)).exit_code == 6
     golden = tmp_path / "golden.tsv"
     golden.write_text("no tab here\n", encoding="utf-8")
-    result = run(main, ["--checkpoint", str(checkpoint), "--golden", str(golden)])
+    result = mm_export("--checkpoint", str(checkpoint), "--golden", str(golden))
     assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
-    result = run(main, ["--checkpoint", str(checkpoint), "--llm-gguf", "x", "--llm-type", "f16"])
+    result = mm_export("--checkpoint", str(checkpoint), "--llm-gguf", "x", "--llm-type", "f16")
     assert result.exit_code == 3
+
+
+def test_inspect_and_verify(exact: tuple[Path, Path], tmp_path: Path, mm_export: Callable[..., Run]) -> None:
+    bundle = str(exact[1])
+    shown = mm_export("inspect", bundle)
+    assert shown.exit_code == 0 and shown.stderr == ""
+    for words in ("mindmerger, format 1.1", "tiny-llama", "merger.onnx", "MB", "max_abs", "layers"):
+        assert words in shown.stdout
+    facts = json.loads(mm_export("inspect", bundle, "--json").stdout)
+    assert facts["llm"]["width"] == 64 and facts["gate"] is None and facts["bytes"]["llm.gguf"] > 0
+    sound = mm_export("verify", bundle)
+    assert sound.exit_code == 0, sound.stderr
+    assert "identical" in sound.stdout.splitlines()[-1]
+    damaged = tmp_path / "damaged"
+    shutil.copytree(exact[1], damaged)
+    manifest = json.loads((damaged / "manifest.json").read_text(encoding="utf-8"))
+    for golden in manifest["golden"]:
+        golden["token_ids"] = [7, 7, 7]
+    (damaged / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert mm_export("verify", str(damaged)).exit_code == 8
+    (damaged / "merger.data").write_bytes((damaged / "merger.data").read_bytes()[:-1])
+    assert mm_export("verify", str(damaged)).exit_code == 4
+    assert mm_export("inspect", str(tmp_path / "nowhere")).exit_code == 4
+
+
+def test_mono_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    save_checkpoint(
+        replace(load_checkpoint(checkpoint), merger=tiny_torch.random_merger(128, method="mono")), checkpoint
+    )
+    fails(checkpoint, tmp_path, CheckpointError, "LLM alone")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to a child process")

@@ -11,10 +11,10 @@ import mindmerger
 from mindmerger.errors import BundleError
 from mindmerger.packages import find_package_file
 from mindmerger.tokenizer import QuestionTokenizer
-from mindmerger_export import parity
 from mindmerger_export.bundle_writer import Request, export_bundle
 from mindmerger_export.graph import MergerModule, export_graph, save_graph
 from mindmerger_export.quantise import quantise
+from mindmerger_export.rows import check_rows
 from mindmerger_export.samples import SENTENCES
 from mindmerger_train import encoders, llms
 from mindmerger_train.checkpoint import Checkpoint, save_checkpoint
@@ -61,7 +61,7 @@ def test_w8_rows_in_fifty_languages(checkpoint: Checkpoint, tmp_path: Path) -> N
     assert (quantised.exact, quantised.eight_bit, quantised.table) == (72, 2, "exact 4-bit")
     save_graph(graph, tmp_path)
     tokenizer = QuestionTokenizer(encoders.tokenizer_path(checkpoint.encoder), 512, 250037)
-    report = parity.check_rows(module, tmp_path / "merger.onnx", tokenizer, None, SENTENCES, "w8")
+    report = check_rows(module, tmp_path / "merger.onnx", tokenizer, None, SENTENCES, "w8")
     assert report["texts"] == 50
     assert report["cosine_mean"] >= 0.999
     assert min(report["cosine_min"], report["padded_batches"]["cosine_min"]) >= 0.995
