@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from mindmerger.cli.explain import bar
+from mindmerger.cli.explain import bar, explanation
 from mindmerger.cli.output import Printer
+from mindmerger.generation import Generation, Timings
+from mindmerger.manifest import GateInfo, read_manifest
 from tests.runtime.conftest import Run
 from tests.runtime.terminal import Terminal
 
@@ -42,12 +46,60 @@ def test_a_stream_is_written_in_whole_characters(
     assert not any(piece.startswith(("्", "ि", "\u200d", "👧")) for piece in written)
 
 
-def test_steering_needs_a_gate(mm_run: Run, arithmetic_bundle: Path) -> None:
-    for option in (["--language", "sw"], ["--encoder-weight", "0.5"], ["--llm-weight", "1"], ["--explain"]):
-        result = mm_run("x", *option, "--bundle", str(arithmetic_bundle))
-        assert result.returncode == 3 and b"method (mindmerger) has no gate" in result.stderr
-    for options in (["--encoder-weight", "2.5"], ["--no-merge", "--llm-weight", "1"], ["--explain", "--answer-only"]):
+def test_steering_without_a_gate(mm_run: Run, arithmetic_bundle: Path) -> None:
+    """A language needs a gate; weights do not, and the user is told what they are weighed against."""
+    use = ("--bundle", str(arithmetic_bundle))
+    result = mm_run("x", "--language", "sw", *use)
+    assert result.returncode == 3 and b"method (mindmerger) has no gate: no language" in result.stderr
+    result = mm_run("x", "--encoder-weight", "0.5", "--json", *use)
+    assert result.returncode == 0 and b"method (mindmerger) has no gate: both weights are 1" in result.stderr
+    steering = json.loads(result.stdout)["steering"]
+    assert steering == {"language": None, "encoder_weight": 0.5, "llm_weight": 1.0}
+    for options in (["--encoder-weight", "2.5"], ["--no-merge", "--llm-weight", "1"], ["--explain", "--answer-only"],
+                    ["--explain", "--no-merge"]):  # fmt: skip
         assert mm_run("x", *options).returncode == 2
+
+
+def test_explain(mm_run: Run, arithmetic_bundle: Path) -> None:
+    use = ("--explain", "--llm-weight", "1.5", "--bundle", str(arithmetic_bundle))
+    result = mm_run("x", *use)
+    assert result.returncode == 0 and result.stderr == b""
+    lines = result.stdout.decode().splitlines()
+    assert "has no gate" in lines[0]
+    assert [line for line in lines if not line.startswith(" ")][1:] == ["LLM alone", "as trained", "as set"]
+    shares = [line.split()[-1] for line in lines if line.startswith("  encoder") or line.startswith("  LLM")]
+    assert shares == ["0.00", "1.00", "1.00", "1.00", "1.00", "1.50"]
+    assert lines[2].count("█") == 0 and lines[-2].count("█") == 15 and lines[-1] == "  Answer: 7"
+    document = json.loads(mm_run("x", "--json", *use).stdout)["explain"]
+    assert document["as_set"]["llm_weight"] == 1.5 and document["llm_alone"]["encoder_weight"] == 0
+    assert {answer["answer"] for answer in document.values()} == {"7"}
+
+
+def test_explanation_of_a_gate(arithmetic_bundle: Path) -> None:
+    """What a gate says, as bars."""
+    timings = Timings(0, 0, 0, 0, 0, None, None)
+    common = Generation("q", "#### 7", "7", "stop", (1,), 2, 3, 4, 0, timings)
+    weighed = dataclasses.replace(
+        common, language={"sw": 0.75, "en": 0.2, "unknown": 0.05}, encoder_weight=1.5, llm_weight=0.5
+    )
+    alone = dataclasses.replace(common, encoder_weight=0.0, llm_weight=1.0, answer=None)
+    gate = GateInfo(("en", "sw"))
+    manifest = dataclasses.replace(read_manifest(arithmetic_bundle), method="st-merge", gate=gate)
+    text = explanation({"llm alone": alone, "as trained": weighed}, manifest)
+    assert text.splitlines() == [
+        "language",
+        "  sw         ███████████████·····  75.0%",
+        "  en         ████················  20.0%",
+        "  unknown    █···················   5.0%",
+        "LLM alone",
+        "  encoder    ····················   0.00",
+        "  LLM        ██████████··········   1.00",
+        "  Answer: none",
+        "as trained",
+        "  encoder    ███████████████·····   1.50",
+        "  LLM        █████···············   0.50",
+        "  Answer: 7",
+    ]
 
 
 def test_bars() -> None:

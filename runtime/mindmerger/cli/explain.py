@@ -1,4 +1,5 @@
-"""--explain: what the gate thought of a question, and what the answer is without the encoder, as trained, as set.
+"""Steering as a user sees it: what the gate thought of a question, and what the answer is without the encoder, as trained,
+as set.
 
 Knows how to show it; how a question is weighed is the model's matter.
 """
@@ -7,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mindmerger.cli.interrupt import Reader
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mindmerger.model import MergedModel
 
 STEERING = ("language", "encoder_weight", "llm_weight")
-"""The options of `generate` that need a gate."""
+"""The options of `generate` that steer."""
 
 _WIDTH = 20
 _LANGUAGES = 5
@@ -28,31 +28,22 @@ _MAX_WEIGHT = 2.0
 
 
 def need_gate(manifest: Manifest) -> None:
-    """InputError where the bundle's method has no gate, so that there is nothing to steer or to explain."""
-    if manifest.method != "st-merge":
+    """InputError where the bundle's method has no gate that could be told a language."""
+    if manifest.gate is None:
         raise InputError(
-            _("this bundle's method ({method}) has no gate: languages and weights cannot be set or explained").format(
+            _("this bundle's method ({method}) has no gate: no language can be set, its encoder reads any").format(
                 method=manifest.method
             )
         )
 
 
-@dataclass(frozen=True)
-class Gate:
-    """What the gate said of one question. Weights are in (0, 2); `languages` by code, the likeliest first."""
-
-    languages: dict[str, float]
-    encoder_weight: float
-    llm_weight: float
-
-
-def gate_of(result: Generation) -> Gate | None:
-    """What an answer tells of the gate; None where there was none."""
-    languages = getattr(result, "language", None)
-    weights = getattr(result, "encoder_weight", None), getattr(result, "llm_weight", None)
-    if not languages or None in weights:
+def without_gate(manifest: Manifest) -> str | None:
+    """What to know about weights where there is no gate; None where there is one."""
+    if manifest.gate is not None:
         return None
-    return Gate(dict(languages), float(weights[0]), float(weights[1]))  # type: ignore[arg-type]
+    return _("this bundle's method ({method}) has no gate: both weights are 1 unless you set them").format(
+        method=manifest.method
+    )
 
 
 def compare(
@@ -62,9 +53,9 @@ def compare(
 
     `step` is called after each of them. Ctrl-C stops them all.
     """
-    plain = {name: value for name, value in keywords.items() if name not in STEERING}
+    plain = {name: value for name, value in keywords.items() if name not in (*STEERING, "soft_prompt")}
     settings = {"llm alone": plain | {"encoder_weight": 0.0}, "as trained": plain}
-    if len(plain) != len(keywords):
+    if any(name in keywords for name in STEERING):
         settings["as set"] = keywords
     answers = {}
     for name, setting in settings.items():
@@ -77,37 +68,36 @@ def compare(
     return answers
 
 
-def explanation(answers: dict[str, Generation]) -> str:
+def explanation(answers: dict[str, Generation], manifest: Manifest) -> str:
     """The answers of `compare` as text, the gate's distribution and weights as bars."""
     names = {"llm alone": _("LLM alone"), "as trained": _("as trained"), "as set": _("as set")}
     lines = []
-    gate = gate_of(answers["as trained"])
-    if gate is not None:
+    if sentence := without_gate(manifest):
+        lines.append(sentence)
+    if languages := answers["as trained"].language:
         lines.append(_("language"))
-        for code, share in list(gate.languages.items())[:_LANGUAGES]:
-            lines.append(f"  {code:<10} {bar(share, 1.0)} {share:5.1%}")
+        for code, share in list(languages.items())[:_LANGUAGES]:
+            lines.append(f"  {code:<10} {bar(share, 1.0)} {share:6.1%}")
     for name, result in answers.items():
         lines.append(names[name])
-        if (shown := gate_of(result)) is not None:
-            lines.append(f"  {'encoder':<10} {bar(shown.encoder_weight, _MAX_WEIGHT)} {shown.encoder_weight:5.2f}")
-            lines.append(f"  {'LLM':<10} {bar(shown.llm_weight, _MAX_WEIGHT)} {shown.llm_weight:5.2f}")
+        for what, weight in (("encoder", result.encoder_weight), ("LLM", result.llm_weight)):
+            if weight is not None:
+                lines.append(f"  {what:<10} {bar(weight, _MAX_WEIGHT)} {weight:6.2f}")
         lines.append(f"  Answer: {result.answer or 'none'}")
     return "\n".join(lines)
 
 
 def document(answers: dict[str, Generation]) -> dict[str, Any]:
     """The same for programs."""
-    shown: dict[str, Any] = {}
-    for name, result in answers.items():
-        gate = gate_of(result)
-        shown[name.replace(" ", "_")] = {
-            "answer": result.answer,
-            "text": result.text,
-            "language": None if gate is None else gate.languages,
-            "encoder_weight": None if gate is None else gate.encoder_weight,
-            "llm_weight": None if gate is None else gate.llm_weight,
-        }
-    return shown
+    return {
+        name.replace(" ", "_"): {"answer": result.answer, "text": result.text, **steering(result)}
+        for name, result in answers.items()
+    }
+
+
+def steering(result: Generation) -> dict[str, Any]:
+    """The distribution and the weights that were at work, for programs."""
+    return {name: getattr(result, name) for name in STEERING}
 
 
 def bar(value: float, full: float) -> str:

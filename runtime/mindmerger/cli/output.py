@@ -93,6 +93,11 @@ def document(model: MergedModel, result: Generation, *, merged: bool, load_ms: f
         "answer": result.answer,
         "finish_reason": result.finish_reason,
         "merged": merged,
+        "steering": {
+            "language": result.language,
+            "encoder_weight": result.encoder_weight,
+            "llm_weight": result.llm_weight,
+        },
         "counts": {
             "soft_prompt_rows": result.soft_prompt_rows,
             "prompt_tokens": result.prompt_tokens,
@@ -119,6 +124,11 @@ def report(model: MergedModel, result: Generation, load_ms: float) -> str:
     times = result.timings
     speed = "" if times.tokens_per_second is None else f", {times.tokens_per_second:.0f} tokens/s"
     first = "" if times.first_token_ms is None else f", first token after {times.first_token_ms:.0f} ms"
+    weights = "".join(
+        f", {name} weight {weight:.2f}"
+        for name, weight in (("encoder", result.encoder_weight), ("LLM", result.llm_weight))
+        if weight is not None
+    )
     return (
         f"bundle   {model.manifest.name} ({model.manifest.method}), {model.bundle.folder}\n"
         f"load     {load_ms:.0f} ms\n"
@@ -126,5 +136,5 @@ def report(model: MergedModel, result: Generation, load_ms: float) -> str:
         f"prefill  {times.prefill_ms:.1f} ms: {result.soft_prompt_rows} rows + {result.prompt_tokens} tokens\n"
         f"decode   {times.decode_ms:.1f} ms: {len(result.token_ids)} tokens"
         f" ({result.forced_tokens} by the calculator){speed}\n"
-        f"finish   {result.finish_reason}"
+        f"finish   {result.finish_reason}{weights}"
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mindmerger.cli.explain import STEERING, compare, explanation, need_gate
+from mindmerger.cli.explain import STEERING, compare, explanation, need_gate, without_gate
 from mindmerger.cli.interrupt import Reader
 from mindmerger.cli.output import Printer, note, paint, report
 from mindmerger.errors import InputError, MindMergerError
@@ -122,8 +122,9 @@ class Session:
         if not arguments:
             self.keywords.pop("language", None)
         else:
-            known = self.model.manifest.languages
-            if arguments[0] not in known and arguments[0] != "unknown":
+            gate = self.model.manifest.gate
+            known = () if gate is None else gate.names
+            if arguments[0] not in known:
                 raise InputError(_("this bundle does not know the language {code}: give one of {known}").format(
                     code=arguments[0][:40], known=", ".join(sorted(known))
                 ))  # fmt: skip
@@ -131,7 +132,6 @@ class Session:
         self._say_settings()
 
     def _steer(self, arguments: list[str]) -> None:
-        need_gate(self.model.manifest)
         if not arguments:
             self.keywords.pop("encoder_weight", None)
             self.keywords.pop("llm_weight", None)
@@ -145,6 +145,8 @@ class Session:
                     command="/steer", example="/steer 0.5 1.2"
                 ))  # fmt: skip
             self.keywords |= {"encoder_weight": encoder, "llm_weight": llm}
+        if sentence := without_gate(self.model.manifest):
+            note(sentence)
         self._say_settings()
 
     def _say_settings(self) -> None:
@@ -152,12 +154,11 @@ class Session:
         note(", ".join(set_now) or _("as trained"))
 
     def _explain(self, _arguments: list[str]) -> None:
-        need_gate(self.model.manifest)
         if self.last is None:
             raise InputError(_("there is no answer to explain yet: ask a question first"))
 
         try:
-            click.echo(explanation(compare(self.model, self.last.question, self.keywords)))
+            click.echo(explanation(compare(self.model, self.last.question, self.keywords), self.model.manifest))
         except KeyboardInterrupt:
             note(_("stopped"))
 

@@ -161,6 +161,8 @@ class _Request:
 
 def _run(request: _Request, generation: dict[str, Any]) -> None:
     _check_options(request)
+    if request.explain and "soft_prompt" in generation:
+        raise click.UsageError(_("{one} and {other} exclude each other.").format(one="--explain", other="--no-merge"))
     _check_gate(request, generation)
     if request.input is not None:
         _batch(request, generation)
@@ -197,17 +199,23 @@ def _check_options(request: _Request) -> None:
 
 
 def _check_gate(request: _Request, generation: dict[str, Any]) -> None:
-    from mindmerger.cli.explain import STEERING, need_gate
+    """Say at once, before the seconds that loading may take, what the bundle's method cannot do."""
+    from mindmerger.cli.explain import STEERING, need_gate, without_gate
 
-    if request.explain or any(name in generation for name in STEERING):
+    if "language" in generation:
         need_gate(request.manifest())
+    if any(name in generation for name in STEERING) and not (request.quiet or request.explain):
+        from mindmerger.cli.output import note
+
+        if sentence := without_gate(request.manifest()):
+            note(sentence)
 
 
 def _printer(request: _Request) -> Printer:
-    from mindmerger.cli.output import Printer
+    from mindmerger.cli.output import Form, Printer
 
-    form = "json" if request.as_json else "answer" if request.answer_only else "text"
-    return Printer(form, quiet=request.quiet, verbose=request.verbose)  # type: ignore[arg-type]
+    form: Form = "json" if request.as_json else "answer" if request.answer_only else "text"
+    return Printer(form, quiet=request.quiet, verbose=request.verbose)
 
 
 def _one(request: _Request, question: str, generation: dict[str, Any]) -> None:
@@ -242,7 +250,7 @@ def _explain(model: MergedModel, question: str, generation: dict[str, Any], requ
     if request.as_json:
         print(json.dumps({"question": question, "explain": document(answers)}, ensure_ascii=False))
     else:
-        print(explanation(answers))
+        print(explanation(answers, model.manifest))
 
 
 def _batch(request: _Request, generation: dict[str, Any]) -> None:
