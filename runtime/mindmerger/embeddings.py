@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from mindmerger.errors import BundleError, InputError
 from mindmerger.gguf_file import dequantise, read_gguf
+from mindmerger.i18n import _
 
 _NAME = "token_embd.weight"
 
@@ -26,7 +27,7 @@ class EmbeddingTable:
     def __init__(self, path: Path) -> None:
         table = next((tensor for tensor in read_gguf(path).tensors if tensor.name == _NAME), None)
         if table is None or len(table.shape) != 2:
-            raise BundleError(f"{path} has no table of embeddings: it is not a GGUF of an LLM")
+            raise BundleError(_("{path} has no table of embeddings: it is not a GGUF of an LLM").format(path=path))
         self.vocabulary, self.width = table.shape
         self._type = table.type
         self._rows = table.data.reshape(self.vocabulary, -1)

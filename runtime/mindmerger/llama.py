@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mindmerger.errors import InputError, ModelError
+from mindmerger.i18n import _
 from mindmerger.sampling import Sampler, Sampling
 
 _BATCH = 512
@@ -53,7 +55,9 @@ def backend(verbose: bool = False) -> ModuleType:
                 native = _import_bindings()
             except (ImportError, OSError, RuntimeError) as error:
                 raise ModelError(
-                    f"llama.cpp cannot be loaded ({error}): pip install --force-reinstall llama-cpp-python"
+                    _("llama.cpp cannot be loaded ({reason}): pip install --force-reinstall llama-cpp-python").format(
+                        reason=error
+                    )
                 ) from None
             _log_callbacks[True] = native.llama_log_callback(_show)
             _log_callbacks[False] = native.llama_log_callback(lambda _level, _text, _data: None)
@@ -100,10 +104,10 @@ class LLM:
         threads = default_threads() if threads is None else threads
         for name, value, limit in (("threads", threads, 512), ("context", context, 2**24), ("batch", batch, 2**16)):
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
-                raise InputError(f"{name} must be a whole number from 1 to {limit}")
+                raise InputError(_("{name} must be a whole number from 1 to {limit}").format(name=name, limit=limit))
         batch = min(batch, context)
         if not path.is_file():
-            raise ModelError(f"the LLM {path} is missing: export or install it again")
+            raise ModelError(_("the LLM {path} is missing: export or install it again").format(path=path))
         parameters = native.llama_model_default_params()
         parameters.load_mode = native.LLAMA_LOAD_MODE_MMAP
         parameters.n_gpu_layers = 0
@@ -113,7 +117,9 @@ class LLM:
         self._model = native.llama_model_load_from_file(str(path).encode("utf-8", "surrogateescape"), parameters)
         if not self._model:
             raise ModelError(
-                f"llama.cpp cannot load {path}: too little memory, or an architecture that it does not know"
+                _("llama.cpp cannot load {path}: too little memory, or an architecture that it does not know").format(
+                    path=path
+                )
             )
         try:
             self._open_context(context, threads, batch)
@@ -144,7 +150,7 @@ class LLM:
         """
         native = self._native
         if not self._model:
-            raise ModelError("the model is closed: load it again")
+            raise ModelError(_("the model is closed: load it again"))
         parameters = native.llama_context_default_params()
         parameters.n_ctx = positions
         parameters.n_batch = parameters.n_ubatch = batch
@@ -162,7 +168,11 @@ class LLM:
             parameters.abort_callback_data = ctypes.addressof(self._flag)
         context = native.llama_init_from_model(self._model, parameters)
         if not context:
-            raise ModelError(f"llama.cpp cannot open a context of {positions} tokens: ask for less or free memory")
+            raise ModelError(
+                _("llama.cpp cannot open a context of {positions} tokens: ask for less or free memory").format(
+                    positions=positions
+                )
+            )
         return context
 
     def _wants_plain_attention(self, positions: int, batch: int) -> bool:
@@ -224,10 +234,12 @@ class LLM:
         """Append embedding rows (n × width, float32, finite), as if each were a token with that embedding."""
         if rows.ndim != 2 or rows.shape[1] != self.width:
             raise ModelError(
-                f"rows of shape {rows.shape} do not fit an LLM of width {self.width}: the merger is for another LLM"
+                _("rows of shape {shape} do not fit an LLM of width {width}: the merger is for another LLM").format(
+                    shape=rows.shape, width=self.width
+                )
             )
         if not np.isfinite(rows).all():
-            raise ModelError("the rows for the LLM are not finite numbers: the merger or injection_scale is damaged")
+            raise ModelError(_("the rows for the LLM are not finite numbers: the merger or injection_scale is damaged"))
         rows = np.ascontiguousarray(rows, dtype=np.float32)
         self._check_room(len(rows))
         for start in range(0, len(rows), self._batch_size):
@@ -257,7 +269,9 @@ class LLM:
             raise InputError("there is nothing to decode")
         if self.position + count > self.context:
             raise InputError(
-                f"{self.position} + {count} positions do not fit into the context of {self.context}: load with more"
+                _("{used} + {count} positions do not fit into the context of {context}: load with more").format(
+                    used=self.position, count=count, context=self.context
+                )
             )
 
     def _decode(self, batch: Any, count: int, logits: bool) -> None:
@@ -276,19 +290,28 @@ class LLM:
         self.position = 0
         if status == ABORTED and self.cancelled:
             raise Cancelled
-        raise ModelError(f"llama.cpp failed to decode (status {status}): free memory, or report this with the bundle")
+        raise ModelError(
+            _("llama.cpp failed to decode (status {status}): free memory, or report this with the bundle").format(
+                status=status
+            )
+        )
 
     def sampler(self, sampling: Sampling) -> Sampler:
-        """A native sampler chain; the caller closes it."""
-        return Sampler(self._native, sampling)
+        """A native sampler chain; the caller closes it. InputError where its grammar does not parse."""
+        self._open()
+        return Sampler(self._native, self._vocab, self.vocabulary, sampling)
 
     def sample(self, sampler: Sampler) -> int:
         """Draw the next token from the logits of the last position."""
-        return int(self._native.llama_sampler_sample(sampler.pointer, self._context, -1))
+        return sampler.sample(self._context, -1)
 
-    def accept(self, sampler: Sampler, token: int) -> None:
-        """Tell the chain about a token that was not drawn from it."""
-        self._native.llama_sampler_accept(sampler.pointer, token)
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end a text by the GGUF's own word, whatever a bundle stops at."""
+        self._open()
+        return frozenset(
+            token for token in range(self.vocabulary) if self._native.llama_vocab_is_eog(self._vocab, token)
+        )
 
     def logits(self) -> npt.NDArray[np.float32]:
         """A copy of the logits of the last position."""
@@ -304,7 +327,7 @@ class LLM:
         self._open()
         data = text.encode("utf-8")
         if b"\0" in data:
-            raise InputError("the text contains a NUL character: give plain text")
+            raise InputError(_("the text contains a NUL character: give plain text"))
         room = len(data) + 8
         while True:
             buffer = (ctypes.c_int32 * room)()
@@ -312,7 +335,7 @@ class LLM:
             if count >= 0:
                 return list(buffer[:count])
             if count == -(2**31) or -count <= room:
-                raise ModelError("llama.cpp cannot tokenise this text")
+                raise ModelError(_("llama.cpp cannot tokenise this text"))
             room = -count
 
     def piece(self, token: int) -> bytes:
@@ -353,7 +376,7 @@ class LLM:
 
     def _open(self) -> Any:
         if not self._context:
-            raise ModelError("the model is closed: load it again")
+            raise ModelError(_("the model is closed: load it again"))
         return self._context
 
     def close(self) -> None:

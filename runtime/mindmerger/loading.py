@@ -11,6 +11,7 @@ from typing import Generic, TypeVar, cast
 from mindmerger.bundle import Bundle, open_bundle
 from mindmerger.errors import BundleError, InputError
 from mindmerger.graph import MergerGraph
+from mindmerger.i18n import _
 from mindmerger.llama import LLM, default_threads
 from mindmerger.model import MergedModel
 from mindmerger.tokenizer import QuestionTokenizer
@@ -31,9 +32,9 @@ def load(
     is the longest sequence in tokens (default: the bundle's). `verbose` lets llama.cpp talk on stderr.
     """
     if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
-        raise InputError("context must be a whole number of tokens, at least 1")
+        raise InputError(_("context must be a whole number of tokens, at least 1"))
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 512):
-        raise InputError("threads must be a whole number from 1 to 512")
+        raise InputError(_("threads must be a whole number from 1 to 512"))
     opened = open_bundle(bundle)
     manifest = opened.manifest
     count = default_threads() if threads is None else threads
@@ -97,6 +98,14 @@ def _check_llm(bundle: Bundle, llm: LLM) -> None:
     expected = bundle.manifest.llm
     if (llm.width, llm.vocabulary) != (expected.width, expected.vocabulary):
         raise BundleError(
-            f"the LLM has width {llm.width} and {llm.vocabulary} tokens, and the bundle was made for width "
-            f"{expected.width} and {expected.vocabulary} tokens: it is another LLM, export the bundle again"
+            _(
+                "the LLM has width {width} and {vocabulary} tokens, and the bundle was made for width "
+                "{expected_width} and {expected_vocabulary} tokens: it is another LLM, export the bundle "
+                "again"
+            ).format(
+                width=llm.width,
+                vocabulary=llm.vocabulary,
+                expected_width=expected.width,
+                expected_vocabulary=expected.vocabulary,
+            )
         )

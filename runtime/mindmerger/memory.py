@@ -12,6 +12,7 @@ from pathlib import Path
 from mindmerger.bundle import Bundle
 from mindmerger.errors import BundleError
 from mindmerger.gguf_file import read_gguf
+from mindmerger.i18n import _
 from mindmerger.manifest import EncoderInfo
 
 _MAPPED_ROLES = ("merger", "merger-data", "tokenizer", "llm")
@@ -84,7 +85,9 @@ def _llm(bundle: Bundle) -> tuple[Path, int]:
         base = bundle.paths["llm-base"]
         return base, baked_bytes(base, bundle.paths["adapter"], manifest.bake.type)
     except KeyError as error:
-        raise BundleError(f"the bundle's file of role {error} is missing: copy, install or export it again") from None
+        raise BundleError(
+            _("the bundle's file of role {role} is missing: copy, install or export it again").format(role=error)
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,9 @@ class _Shape:
         try:
             return cls._read(path)
         except (ValueError, OverflowError, TypeError):  # NaN where a count should be
-            raise BundleError(f"{path} has a header that makes no sense: install or export it again") from None
+            raise BundleError(
+                _("{path} has a header that makes no sense: install or export it again").format(path=path)
+            ) from None
 
     @classmethod
     def _read(cls, path: Path) -> _Shape:
@@ -116,7 +121,9 @@ class _Shape:
         keys = int(file.number(f"{name}.attention.key_length", head))
         values = int(file.number(f"{name}.attention.value_length", head))
         if min(width, blocks) < 1:
-            raise BundleError(f"{path} does not say how wide and deep its LLM is: install or export it again")
+            raise BundleError(
+                _("{path} does not say how wide and deep its LLM is: install or export it again").format(path=path)
+            )
         vocabulary = next((t.shape[0] for t in file.tensors if t.name == "token_embd.weight"), 0)
         return cls(
             width=width,

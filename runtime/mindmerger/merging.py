@@ -17,6 +17,7 @@ from mindmerger.embeddings import EmbeddingTable
 from mindmerger.errors import InputError
 from mindmerger.generation import Explanation
 from mindmerger.graph import GraphInput, Merged, MergerGraph
+from mindmerger.i18n import _
 from mindmerger.llama import LLM
 from mindmerger.manifest import Manifest
 from mindmerger.plan import Plan
@@ -163,4 +164,8 @@ class Merging:
 
 
 def _contradiction(switch: str, name: str, weight: float) -> InputError:
-    return InputError(f"{switch} and {name}={weight:g} contradict each other: leave one of them out")
+    return InputError(
+        _("{switch} and {name}={weight} contradict each other: leave one of them out").format(
+            switch=switch, name=name, weight=f"{weight:g}"
+        )
+    )

@@ -6,12 +6,12 @@ there are, and as rows or tokens, is merging.py's matter.
 
 from __future__ import annotations
 
-import codecs
 import threading
 import weakref
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from time import perf_counter
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,14 @@ from mindmerger import batch
 from mindmerger.answer import final_answer
 from mindmerger.batch import BatchItem
 from mindmerger.bundle import Bundle
-from mindmerger.calculator import calculate, pending_expression
+from mindmerger.deadline import Deadline
 from mindmerger.errors import InputError, MindMergerError, ModelError
-from mindmerger.generation import Explanation, FinishReason, Generation, GenerationStream, Timings
+from mindmerger.generation import Explanation, Generation, GenerationStream, Timings
 from mindmerger.graph import MergerGraph
+from mindmerger.i18n import _
 from mindmerger.llama import LLM, Cancelled
 from mindmerger.merging import Merging, Ready
+from mindmerger.options import OptionKeywords, Options, SourceKeywords
 from mindmerger.plan import Plan
 from mindmerger.sampling import Sampling
 from mindmerger.sequences import max_sequences
@@ -56,103 +58,32 @@ class MergedModel:
 
     # ------------------------------------------------------------------------------------------- answering
 
-    def generate(
-        self,
-        question: str,
-        *,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        seed: int | None = None,
-        calculator: bool | None = None,
-        soft_prompt: bool = True,
-        question_in_prompt: bool | None = None,
-        language: str | None = None,
-        encoder_weight: float | None = None,
-        llm_weight: float | None = None,
-    ) -> GenerationStream:
+    def generate(self, question: str, **options: Unpack[OptionKeywords]) -> GenerationStream:
         """Answer `question`; the text arrives in chunks, the stream's `result` is the whole.
 
-        What is None is as the bundle says. Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 do not filter.
-        `language` tells the gate a code instead of letting it look (a bundle without a gate takes none); `encoder_weight`
-        and `llm_weight`, from 0 to 2, replace the gate's, or the 1 of a bundle without. A weight below the manifest's
-        `filter_threshold` leaves its source out: `encoder_weight=0`, also spelled `soft_prompt=False`, is the LLM alone
-        (`[BOS] [prompt]`), `llm_weight=0`, also `question_in_prompt=False`, the soft prompt alone (`[BOS] [soft prompt]`).
-        Everything that can be refused is refused here, before the first chunk is asked for.
+        The options are those of `mindmerger.options.OptionKeywords`, which says what each does. Everything that can be
+        refused is refused here, before the first chunk is asked for; only that a grammar leads nowhere shows later.
         """
-        defaults = self.manifest.generation
-        sampling = Sampling(
-            temperature=defaults.temperature if temperature is None else temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            seed=seed,
-        )
-        wish, sources = self._merging.wish(language, encoder_weight, llm_weight, soft_prompt, question_in_prompt)
-        plan = self._plan(question, max_new_tokens, wish, sources)
-        use_calculator = defaults.calculator if calculator is None else bool(calculator)
+        asked = Options(**options)
+        sampling = asked.sampling(self.manifest.generation)
+        plan = self._plan(question, asked.max_new_tokens, *self._wish(asked))
+        if asked.grammar is not None:
+            self.llm.sampler(sampling).close()
         results: list[Generation] = []
         itself: list[weakref.ref[Generator[str, None, None]]] = []
-        steps = self._steps(plan, sampling, use_calculator, results, itself)
+        steps = self._steps(plan, asked, sampling, results, itself)
         itself.append(weakref.ref(steps))
         return GenerationStream(steps, lambda: results[0] if results else None)
 
-    def answer(
-        self,
-        question: str,
-        *,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        seed: int | None = None,
-        calculator: bool | None = None,
-        soft_prompt: bool = True,
-        question_in_prompt: bool | None = None,
-        language: str | None = None,
-        encoder_weight: float | None = None,
-        llm_weight: float | None = None,
-    ) -> Generation:
+    def answer(self, question: str, **options: Unpack[OptionKeywords]) -> Generation:
         """`generate` for the impatient: the finished `Generation`."""
-        stream = self.generate(
-            question,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            seed=seed,
-            calculator=calculator,
-            soft_prompt=soft_prompt,
-            question_in_prompt=question_in_prompt,
-            language=language,
-            encoder_weight=encoder_weight,
-            llm_weight=llm_weight,
-        )
+        stream = self.generate(question, **options)
         for _ in stream:
             pass
         return stream.result
 
     def generate_batch(
-        self,
-        questions: Iterable[str],
-        *,
-        slots: int | None = None,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        seed: int | None = None,
-        calculator: bool | None = None,
-        soft_prompt: bool = True,
-        question_in_prompt: bool | None = None,
-        language: str | None = None,
-        encoder_weight: float | None = None,
-        llm_weight: float | None = None,
+        self, questions: Iterable[str], *, slots: int | None = None, **options: Unpack[OptionKeywords]
     ) -> Iterator[BatchItem]:
         """Answer many questions, `slots` of them at a time (default 16), several times faster than one after another.
 
@@ -171,25 +102,18 @@ class MergedModel:
             slots = batch.DEFAULT_SLOTS
         if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= max_sequences():
             raise InputError(f"slots must be a whole number from 1 to {max_sequences()}, not {slots!r:.40}")
-        defaults = self.manifest.generation
-        sampling = Sampling(
-            temperature=defaults.temperature if temperature is None else temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            seed=seed,
-        )
-        use_calculator = defaults.calculator if calculator is None else bool(calculator)
-        _check_limit(max_new_tokens)
-        wish, sources = self._merging.wish(language, encoder_weight, llm_weight, soft_prompt, question_in_prompt)
+        asked = Options(**options)
+        sampling = asked.sampling(self.manifest.generation)
+        wish, sources = self._wish(asked)
+        if asked.grammar is not None:
+            self.llm.sampler(sampling).close()
         setting = batch.Setting(
             llm=self.llm,
             merging=self._merging,
             bos_id=self.manifest.prompt.bos_id,
             new_sampler=lambda: self.llm.sampler(sampling),
-            new_transcript=lambda plan: Transcript(
-                self.llm, self._stop_ids, plan.max_new_tokens, calculator=use_calculator
-            ),
+            new_transcript=lambda plan: self._transcript(plan, asked),
+            timeout=asked.deadline(),
         )
         itself: list[weakref.ref[Generator[BatchItem, None, None]]] = []
 
@@ -202,7 +126,7 @@ class MergedModel:
                     if self.llm.cancelled:
                         return
                     try:
-                        plan = self._plan(question, max_new_tokens, wish, sources)
+                        plan = self._plan(question, asked.max_new_tokens, wish, sources)
                         plans.append((index, question, plan))
                     except MindMergerError as error:
                         yield BatchItem(index, question, None, error)
@@ -216,7 +140,7 @@ class MergedModel:
 
     def explain(self, question: str, *, language: str | None = None) -> Explanation:
         """What the gate says of `question`, told its `language` or not; nothing is generated."""
-        wish, _ = self._merging.wish(language, None, None)
+        wish, _sources = self._merging.wish(language, None, None)
         return self._merging.explain(self._read(question, wish))
 
     def cancel(self) -> None:
@@ -246,19 +170,9 @@ class MergedModel:
         """The LLM's token ids of the prompt for `question`, without BOS."""
         return self.llm.tokenise(self.manifest.prompt.render(check_question(question)))
 
-    def prefill(
-        self,
-        question: str,
-        *,
-        soft_prompt: bool = True,
-        question_in_prompt: bool | None = None,
-        language: str | None = None,
-        encoder_weight: float | None = None,
-        llm_weight: float | None = None,
-    ) -> npt.NDArray[np.float32]:
-        """The logits of the first token of the answer."""
-        wish, sources = self._merging.wish(language, encoder_weight, llm_weight, soft_prompt, question_in_prompt)
-        plan = self._plan(question, 1, wish, sources)
+    def prefill(self, question: str, **options: Unpack[SourceKeywords]) -> npt.NDArray[np.float32]:
+        """The logits of the first token of the answer; of the options, those that shape what is before it."""
+        plan = self._plan(question, 1, *self._wish(Options(**options)))
         self._take_turn()
         try:
             self._prefill(self._merge(plan)[0])
@@ -267,32 +181,10 @@ class MergedModel:
             self._end_turn()
 
     def continuation_ids(
-        self,
-        question: str,
-        n: int,
-        *,
-        calculator: bool = False,
-        soft_prompt: bool = True,
-        question_in_prompt: bool | None = None,
-        language: str | None = None,
-        encoder_weight: float | None = None,
-        llm_weight: float | None = None,
+        self, question: str, n: int, *, calculator: bool = False, **options: Unpack[SourceKeywords]
     ) -> list[int]:
         """The first `n` greedy token ids of the answer; fewer if it stops, and then the stop token is the last."""
-        stream = self.generate(
-            question,
-            max_new_tokens=n,
-            temperature=0.0,
-            calculator=calculator,
-            soft_prompt=soft_prompt,
-            question_in_prompt=question_in_prompt,
-            language=language,
-            encoder_weight=encoder_weight,
-            llm_weight=llm_weight,
-        )
-        for _ in stream:
-            pass
-        result = stream.result
+        result = self.answer(question, max_new_tokens=n, temperature=0.0, calculator=calculator, **options)
         return list(result.token_ids) + ([] if result.stop_id is None else [result.stop_id])
 
     # ------------------------------------------------------------------------------------------ how it is done
@@ -301,7 +193,7 @@ class MergedModel:
         """Check and tokenise a question; whether it fits is not looked at."""
         began = perf_counter()
         if self._closed:
-            raise ModelError("the model is closed: load it again")
+            raise ModelError(_("the model is closed: load it again"))
         soft_prompt, in_prompt = sources
         question = check_question(question)
         self._tokenizer.check_length(question)
@@ -314,15 +206,22 @@ class MergedModel:
 
     def _plan(self, question: str, max_new_tokens: int | None, wish: Wish, sources: tuple[bool, bool]) -> Plan:
         """Everything that can be refused is refused here."""
-        _check_limit(max_new_tokens)
         plan = self._read(question, wish, sources)
         length = (self.manifest.prompt.bos_id is not None) + plan.positions
         wanted = 1 if max_new_tokens is None else max_new_tokens
         if length + wanted > self.llm.context:
             raise InputError(
-                f"the question takes {length} positions ({plan.soft_prompt_rows} of the soft prompt, {plan.prompt_tokens} of "
-                f"the prompt) and {wanted} new tokens do not fit beside it into the context of {self.llm.context}: shorten "
-                "the question, ask for fewer new tokens or load with a larger context"
+                _(
+                    "the question takes {length} positions ({rows} of the soft prompt, {prompt} of the prompt) "
+                    "and {wanted} new tokens do not fit beside it into the context of {context}: shorten the "
+                    "question, ask for fewer new tokens or load with a larger context"
+                ).format(
+                    length=length,
+                    rows=plan.soft_prompt_rows,
+                    prompt=plan.prompt_tokens,
+                    wanted=wanted,
+                    context=self.llm.context,
+                )
             )
         if max_new_tokens is None:
             max_new_tokens = min(self.manifest.generation.max_new_tokens, self.llm.context - length)
@@ -350,94 +249,92 @@ class MergedModel:
                 self.llm.decode_rows(part, logits=last)
         return (perf_counter() - began) * 1e3
 
+    def _wish(self, options: Options) -> tuple[Wish, tuple[bool, bool]]:
+        return self._merging.wish(
+            options.language,
+            options.encoder_weight,
+            options.llm_weight,
+            options.soft_prompt,
+            options.question_in_prompt,
+        )
+
+    def _transcript(self, plan: Plan, options: Options) -> Transcript:
+        # A grammar ends in a token that ends the text; the bundle's own stops may lack it.
+        stop_ids = self._stop_ids if options.grammar is None else self._stop_ids | self.llm.end_ids
+        return Transcript(
+            self.llm,
+            stop_ids,
+            plan.max_new_tokens,
+            calculator=options.calculates(self.manifest.generation),
+            stop=options.stops,
+        )
+
     def _steps(
         self,
         plan: Plan,
+        options: Options,
         sampling: Sampling,
-        use_calculator: bool,
         results: list[Generation],
         itself: list[weakref.ref[Generator[str, None, None]]],
     ) -> Generator[str, None, None]:
         """Generate: yields text, and leaves the record in `results` unless it fails."""
-        llm, stop_ids, limit = self.llm, self._stop_ids, plan.max_new_tokens
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        ids: list[int] = []
-        chunks: list[str] = []
-        tail = ""  # the end of the text: where an annotation for the calculator would be
-        finish: FinishReason = "cancelled"
-        stop_id: int | None = None
-        forced_count = 0
+        llm = self.llm
+        transcript = self._transcript(plan, options)
         encode_ms = prefill_ms = away = 0.0
         ready: Ready | None = None
         prefilled: float | None = None
         first: float | None = None
+        deadline = Deadline(options.timeout, llm.cancel)
         self._take_turn()
         self._running = itself[0]
         # Time spent waiting for the turn, like time that the reader of the stream takes, is not time spent answering.
         began = perf_counter()
         try:
-            with llm.sampler(sampling) as sampler:
-                ready, encode_ms = self._merge(plan)
-                prefill_ms = self._prefill(ready)
-                prefilled = perf_counter()
-                while True:
-                    token = llm.sample(sampler)
-                    if first is None:
-                        first = perf_counter()
-                    if token in stop_ids:
-                        finish, stop_id = "stop", token
-                        break
-                    ids.append(token)
-                    piece = llm.piece(token)
-                    text = decoder.decode(piece)
-                    forced: list[int] = []
-                    if use_calculator:
-                        tail = (tail + text)[-256:]
-                        if piece.endswith(b"=") and (expression := pending_expression(tail)) is not None:
-                            forced = self._forced(expression)[: limit - len(ids)]
-                    if forced:
-                        forced_count += len(forced)
-                        ids += forced
-                        added = decoder.decode(llm.detokenise(forced))
-                        tail = (tail + added)[-256:]
-                        text += added
-                    if text:
-                        chunks.append(text)
-                        leaving = perf_counter()
+            with deadline, llm.sampler(sampling) as sampler:
+                try:
+                    ready, encode_ms = self._merge(plan)
+                    prefill_ms = self._prefill(ready)
+                    prefilled = perf_counter()
+                    while True:
+                        token = llm.sample(sampler)
+                        if first is None:
+                            first = perf_counter()
+                        if text := transcript.take(token):
+                            leaving = perf_counter()
+                            yield text
+                            away += perf_counter() - leaving
+                        if transcript.finish is not None:
+                            break
+                        if llm.cancelled:
+                            raise Cancelled
+                        if transcript.forced:
+                            for fixed in transcript.forced:
+                                sampler.accept(fixed)
+                            llm.decode_tokens([token, *transcript.forced])
+                        else:
+                            llm.step(token)
+                except Cancelled:
+                    if text := transcript.cut("timeout" if deadline.expired else "cancelled"):
                         yield text
-                        away += perf_counter() - leaving
-                    if len(ids) >= limit:
-                        finish = "length"
-                        break
-                    if llm.cancelled:
-                        break
-                    if forced:
-                        for fixed in forced:
-                            llm.accept(sampler, fixed)
-                        llm.decode_tokens([token, *forced])
-                    else:
-                        llm.step(token)
-                if rest := decoder.decode(b"", True):
-                    chunks.append(rest)
-                    yield rest
-        except (Cancelled, GeneratorExit):
-            pass  # cancel(), or the reader closed the stream: what there is, is the result
+        except GeneratorExit:
+            transcript.cut("cancelled")  # the reader closed the stream: what there is, is the result
         finally:
             ended = perf_counter()
             self._end_turn()
         decode_ms = (ended - prefilled - away) * 1e3 if prefilled is not None else 0.0
-        whole = "".join(chunks)
+        ids, text = transcript.ids, transcript.text
+        assert transcript.finish is not None
         results.append(
             Generation(
                 question=plan.question,
-                text=whole,
-                answer=final_answer(whole),
-                finish_reason=finish,
+                text=text,
+                answer=final_answer(text),
+                finish_reason=transcript.finish,
                 token_ids=tuple(ids),
-                stop_id=stop_id,
+                stop_id=transcript.stop_id,
                 soft_prompt_rows=(ready or plan).soft_prompt_rows,
                 prompt_tokens=(ready or plan).prompt_tokens,
-                forced_tokens=forced_count,
+                forced_tokens=transcript.forced_count,
                 timings=Timings(
                     tokenise_ms=plan.tokenise_ms,
                     encode_ms=encode_ms,
@@ -452,11 +349,6 @@ class MergedModel:
                 llm_weight=None if ready is None else ready.llm_weight,
             )
         )
-
-    def _forced(self, expression: str) -> list[int]:
-        """The tokens that the calculator puts after `<<expression=`; none where it cannot compute."""
-        value = calculate(expression)
-        return [] if value is None else self.llm.tokenise(value + ">>")
 
     # ------------------------------------------------------------------------------------------- life time
 
@@ -473,7 +365,7 @@ class MergedModel:
         self.llm.resume()
         if self._closed:
             self._end_turn()
-            raise ModelError("the model is closed: load it again")
+            raise ModelError(_("the model is closed: load it again"))
 
     def _end_turn(self) -> None:
         self._turn_of = None
@@ -497,10 +389,3 @@ class MergedModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _check_limit(max_new_tokens: object) -> None:
-    if max_new_tokens is not None and (
-        isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1
-    ):
-        raise InputError(f"max_new_tokens must be a whole number of at least 1, not {max_new_tokens!r:.40}")

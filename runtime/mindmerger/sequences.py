@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mindmerger.errors import InputError, ModelError
+from mindmerger.i18n import _
 from mindmerger.llama import ABORTED, LLM, Cancelled, backend
 from mindmerger.sampling import Sampler
 
@@ -86,7 +87,7 @@ class Sequences:
             self._owners[i] = sequence
             self._outputs[i] = wanted
         self._decode(self._token_batch, len(entries))
-        for sequence, _, _ in entries:
+        for sequence, _token, _wanted in entries:
             self.positions[sequence] += 1
 
     def append_tokens(self, sequence: int, ids: Sequence[int], logits: bool) -> int:
@@ -100,10 +101,12 @@ class Sequences:
         """Append embedding rows (n × width, float32, finite) to one sequence; as `append_tokens`."""
         if rows.ndim != 2 or rows.shape[1] != self._llm.width:
             raise ModelError(
-                f"rows of shape {rows.shape} do not fit an LLM of width {self._llm.width}: the merger is for another LLM"
+                _("rows of shape {shape} do not fit an LLM of width {width}: the merger is for another LLM").format(
+                    shape=rows.shape, width=self._llm.width
+                )
             )
         if not np.isfinite(rows).all():
-            raise ModelError("the rows for the LLM are not finite numbers: the merger or injection_scale is damaged")
+            raise ModelError(_("the rows for the LLM are not finite numbers: the merger or injection_scale is damaged"))
         return self._append(sequence, rows, self._rows, self._row_batch, logits)
 
     def _append(self, sequence: int, values: Any, buffer: Any, batch: Any, logits: bool) -> int:
@@ -132,7 +135,11 @@ class Sequences:
                 self.rewind(sequence, 0)
             if status == ABORTED and self._llm.cancelled:
                 raise Cancelled
-            raise ModelError(f"llama.cpp failed to decode a batch (status {status}): free memory, or use fewer slots")
+            raise ModelError(
+                _("llama.cpp failed to decode a batch (status {status}): free memory, or use fewer slots").format(
+                    status=status
+                )
+            )
 
     def _check(self, sequence: int, count: int) -> None:
         self._open()
@@ -164,7 +171,7 @@ class Sequences:
 
     def sample(self, sampler: Sampler, index: int) -> int:
         """Draw the next token from the logits of `index`, which the last call was told to make."""
-        return int(self._native.llama_sampler_sample(sampler.pointer, self._context, index))
+        return sampler.sample(self._context, index)
 
     def logits(self, index: int) -> npt.NDArray[np.float32]:
         """A copy of the logits of `index`."""
