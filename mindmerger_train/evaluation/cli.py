@@ -167,8 +167,8 @@ def _contestants(bundle: str | None, checkpoint: str | None, named: list[str]) -
     elif bundle is not None or not named:
         models.append((None, Model("bundle", bundle)))
     for text in named:
-        name, _, place = text.partition("=")
-        models.append((name.strip(), model_at(place)))
+        own, _, place = text.partition("=")
+        models.append((own.strip(), model_at(place)))
     contestants = []
     for name, model in models:
         identity = identify(model)

@@ -7,13 +7,14 @@ in half is dropped. What this module does not know: how questions are answered o
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from mindmerger.errors import DataError
 
@@ -152,7 +153,7 @@ class Journal:
     def __init__(self, folder: Path | None, head: Head) -> None:
         """Raises DataError where the file cannot be used or belongs to another run."""
         self.entries: dict[str, Entry] = {}
-        self._stream: TextIO | None = None
+        self._stream: io.FileIO | None = None
         if folder is None:
             return
         path = folder / FILE_NAME
@@ -162,7 +163,7 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
             if path.exists():
                 os.truncate(path, len(_whole_lines(path)))
-            self._stream = path.open("a", encoding="utf-8", newline="\n")
+            self._stream = io.FileIO(path, "a")
         except OSError as error:
             raise DataError(f"{path} cannot be written ({error.strerror}): choose another --out") from None
         if joined != before:
@@ -177,8 +178,10 @@ class Journal:
         if self._stream is None:
             return
         try:
-            self._stream.write(json.dumps(document, ensure_ascii=False) + "\n")
-            self._stream.flush()
+            # Without a buffer: a signal cannot come between the halves of a line.
+            left = memoryview((json.dumps(document, ensure_ascii=False) + "\n").encode())
+            while left:
+                left = left[self._stream.write(left) :]
         except OSError as error:
             raise DataError(f"{self._stream.name} cannot be written ({error.strerror}): free some space") from None
 

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import click
 
-from mindmerger.errors import DataError, InputError
+from mindmerger.errors import DataError
 from mindmerger_train.data.benchmarks import Question
 from mindmerger_train.evaluation.backends import Backend, Identity, Model
 from mindmerger_train.evaluation.journal import Entry, Journal, Mark, key_of
@@ -23,6 +24,7 @@ from mindmerger_train.evaluation.scoring import score
 
 # Questions of a mode before it is the next mode's turn: enough for the last slots of a batch not to matter.
 ROUND = 256
+_ERRORS_SHOWN = 3
 _QUIET_SECONDS = 30.0  # between lines where the progress is no terminal
 
 
@@ -102,9 +104,9 @@ def ask(
     journal: Journal,
     settings: Settings,
     opener: Opener,
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[[Entry], None] = lambda entry: None,
 ) -> None:
-    """Ask what the journal does not have; `tick` is called after every answer."""
+    """Ask what the journal does not have; `tick` is told every answer."""
     for contestant in dict.fromkeys(arm.contestant for arm in arms):
         own = [arm for arm in arms if arm.contestant == contestant]
         rounds = [questions[start : start + ROUND] for start in range(0, len(questions), ROUND)]
@@ -120,19 +122,16 @@ def ask(
             for arm, left in work:
                 for entry in _answers(backend, arm, left, settings):
                     journal.add(entry)
-                    tick()
+                    tick(entry)
 
 
 def _answers(backend: Backend, arm: Arm, questions: Sequence[Question], settings: Settings) -> Iterator[Entry]:
-    try:
-        replies = backend.generate(
-            [question.text for question in questions],
-            max_tokens=settings.max_tokens,
-            calculator=settings.calculator,
-            options=arm.mode.options,
-        )
-    except TypeError as error:
-        raise InputError(f"this version's runtime cannot do the mode {arm.mode.name!r} ({error})") from error
+    replies = backend.generate(
+        [question.text for question in questions],
+        max_tokens=settings.max_tokens,
+        calculator=settings.calculator,
+        options=arm.mode.options,
+    )
     for reply in replies:
         question = questions[reply.index]
         result = score(question.kind, reply.text, question.target)
@@ -165,7 +164,7 @@ class Progress:
     def __init__(self, total: int, done_before: int) -> None:
         stream = click.get_text_stream("stderr")
         self._stream = stream
-        self._bar = (
+        self._bar: Any = (
             click.progressbar(length=total, label="generations", show_pos=True, show_eta=True, file=stream)
             if stream.isatty()
             else None
@@ -173,11 +172,15 @@ class Progress:
         self._total, self._done = total, 0
         self._said = time.monotonic()
         self._first = 0.0
+        self._errors = 0
         if done_before:
             click.echo(f"mm-eval: {done_before} generations are there already, {total} are left", err=True)
 
-    def tick(self) -> None:
+    def tick(self, entry: Entry) -> None:
+        """One more is done."""
         self._done += 1
+        if entry.error is not None:
+            self._complain(entry)
         now = time.monotonic()
         if self._done == 1:
             self._first = now  # loading the model says nothing about the pace
@@ -190,6 +193,12 @@ class Progress:
                 pace = (now - self._first) / (self._done - 1)
                 left = f", {_duration(pace * (self._total - self._done))} left"
             click.echo(f"mm-eval: {self._done} of {self._total} generations{left}", err=True)
+
+    def _complain(self, entry: Entry) -> None:
+        self._errors += 1
+        if self._errors <= _ERRORS_SHOWN:
+            more = "" if self._errors < _ERRORS_SHOWN else " (others are only counted)"
+            click.echo(f"mm-eval: {entry.language}/{entry.index} could not be asked: {entry.error}{more}", err=True)
 
     def __enter__(self) -> Progress:
         if self._bar is not None:

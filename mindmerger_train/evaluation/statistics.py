@@ -58,7 +58,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     for i in range(k):
         ways = ways * (n - i) // (i + 1)
         tail += ways
-    return min(1.0, 2 * tail / 2**n)  # of whole numbers, so right for any n
+    return float(min(1.0, 2 * tail / 2**n))  # of whole numbers, so right for any n
 
 
 def share_interval(right: int, n: int, seed: int = 0) -> Interval:
