@@ -16,7 +16,7 @@ from time import perf_counter
 
 from mindmerger.answer import final_answer
 from mindmerger.errors import MindMergerError
-from mindmerger.generation import FinishReason, Generation, Timings
+from mindmerger.generation import Generation, Timings
 from mindmerger.llama import LLM, Cancelled
 from mindmerger.merging import Merging, Ready
 from mindmerger.plan import Plan
@@ -57,7 +57,7 @@ class Setting:
     bos_id: int | None
     new_sampler: Callable[[], Sampler]
     new_transcript: Callable[[Plan], Transcript]
-    timeout: float | None = None
+    timeout: float  # seconds from the slot, looked at after each token; infinite where there is none
 
 
 class _Clock:
@@ -99,6 +99,7 @@ class _Slot:
     feed: deque[int]
     prefill_ms: float = 0.0
     prefilled: float | None = None
+    error: MindMergerError | None = None
     first: float | None = None
 
     def generation(self, now: float) -> Generation:
@@ -289,7 +290,11 @@ class _Batch:
                 self._draw(slot, index)
 
     def _draw(self, slot: _Slot, index: int) -> None:
-        token = self._sequences.sample(slot.sampler, index)
+        try:
+            token = self._sequences.sample(slot.sampler, index)
+        except MindMergerError as error:  # a grammar that leads nowhere
+            slot.error = error
+            return
         if slot.first is None:
             slot.first = self._clock.now()
         transcript = slot.transcript
@@ -297,25 +302,22 @@ class _Batch:
         if transcript.finish is None:
             slot.feed.append(token)
             for forced in transcript.forced:
-                self._setting.llm.accept(slot.sampler, forced)
+                slot.sampler.accept(forced)
                 slot.feed.append(forced)
-            timeout = self._setting.timeout
-            if timeout is not None and self._clock.now() - slot.began > timeout:
-                transcript.cut(_TIMEOUT)
+            if self._clock.now() - slot.began > self._setting.timeout:
+                transcript.cut("timeout")
 
     def _end(self, ready: deque[BatchItem]) -> None:
         """Take the finished answers out of their slots."""
         now = self._clock.now()
-        for slot in [slot for slot in self._busy if slot.transcript.finish is not None]:
+        for slot in [slot for slot in self._busy if slot.error is not None or slot.transcript.finish is not None]:
             self._busy.remove(slot)
             slot.sampler.close()
             self._sequences.rewind(slot.sequence, int(self._setting.bos_id is not None))
             self._free.append(slot.sequence)
-            ready.append(BatchItem(slot.question.index, slot.question.asked, slot.generation(now), None))
+            generation = None if slot.error is not None else slot.generation(now)
+            ready.append(BatchItem(slot.question.index, slot.question.asked, generation, slot.error))
 
     def _check_cancelled(self) -> None:
         if self._setting.llm.cancelled:
             raise Cancelled
-
-
-_TIMEOUT: FinishReason = "timeout"

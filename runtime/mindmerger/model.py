@@ -78,7 +78,7 @@ class MergedModel:
     def answer(self, question: str, **options: Unpack[OptionKeywords]) -> Generation:
         """`generate` for the impatient: the finished `Generation`."""
         stream = self.generate(question, **options)
-        for _ in stream:
+        for _chunk in stream:
             pass
         return stream.result
 
