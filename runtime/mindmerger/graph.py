@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mindmerger.devices import CPU
 from mindmerger.errors import BundleError, InputError, ModelError
 from mindmerger.i18n import _
 from mindmerger.manifest import GateInfo
@@ -45,33 +46,64 @@ class Merged:
 
 
 class MergerGraph:
-    """An ONNX Runtime session of the merger graph. `gate` says whether the graph must have one, and its shapes."""
+    """An ONNX Runtime session of the merger graph. `gate` says whether the graph must have one, and its shapes.
 
-    def __init__(self, path: Path, *, width: int, vocabulary: int, threads: int, gate: GateInfo | None = None) -> None:
+    `providers` are ONNX Runtime's, the preferred first; those that fail to start are passed over, and `provider` says which
+    one works. Without `keep` the session is released after each run and opened again at need: slower, and less memory.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        width: int,
+        vocabulary: int,
+        threads: int,
+        gate: GateInfo | None = None,
+        providers: Sequence[str] = (CPU,),
+        keep: bool = True,
+    ) -> None:
+        self.path = path
+        self.width = width
+        self.vocabulary = vocabulary
+        self.gate = gate
+        self.provider = CPU
+        self._threads = threads
+        self._providers = tuple(providers)
+        self._keep = keep
+        self._closed = False
+        self._session: Any = self._open()
+        self._check_signature()
+
+    def _open(self) -> Any:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         # Idle ONNX Runtime threads would spin on the cores that llama.cpp works on: 8.2 ms instead of 3.9 ms measured.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         options.log_severity_level = 4  # what goes wrong comes back as an exception; stderr is ours
-        self.path = path
-        self.width = width
-        self.vocabulary = vocabulary
-        self.gate = gate
-        try:
-            self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except MemoryError:
-            raise ModelError(_("there is not enough memory for the encoder: close other programs")) from None
-        except Exception as error:  # ONNX Runtime's exceptions share no public base class
-            raise BundleError(
-                _("{path} cannot be loaded by ONNX Runtime ({reason}): export the bundle again").format(
-                    path=path, reason=_first_line(error)
-                )
-            ) from None
-        self._check_signature()
+        for provider in self._providers:
+            providers = [provider] if provider == CPU else [provider, CPU]
+            try:
+                session = ort.InferenceSession(str(self.path), options, providers=providers)
+            except MemoryError:
+                raise ModelError(_("there is not enough memory for the encoder: close other programs")) from None
+            except Exception as error:  # ONNX Runtime's exceptions share no public base class
+                if provider != CPU:
+                    continue
+                raise BundleError(
+                    _("{path} cannot be loaded by ONNX Runtime ({reason}): export the bundle again").format(
+                        path=self.path, reason=_first_line(error)
+                    )
+                ) from None
+            # a provider whose libraries are missing is left out without an exception
+            if provider in session.get_providers():
+                self.provider = provider
+                return session
+        raise ModelError(_("ONNX Runtime has no provider that works: pip install --force-reinstall onnxruntime"))
 
     def _check_signature(self) -> None:
         inputs = {item.name: item.type for item in self._session.get_inputs()}
@@ -103,10 +135,6 @@ class MergerGraph:
     def rows(self, ids: Sequence[int]) -> Floats:
         """The soft prompt of one question, for a graph without a gate: one mapped row for each id, then the boundary row."""
         return self.merge([GraphInput(ids)])[0].rows
-
-    def batch_rows(self, batch: Sequence[Sequence[int]]) -> list[Floats]:
-        """The soft prompts of several questions, as `rows` gives each, by one run of the padded graph."""
-        return [merged.rows for merged in self.merge([GraphInput(ids) for ids in batch])]
 
     def merge(self, questions: Sequence[GraphInput]) -> list[Merged]:
         """Soft prompts and the gate's opinions of several questions in one run, padded to the longest.
@@ -155,8 +183,13 @@ class MergerGraph:
 
     def _run(self, feed: dict[str, npt.NDArray[Any]]) -> list[Floats]:
         names = [OUTPUT] if self.gate is None else list(GATE_OUTPUTS)
+        if self._closed:
+            raise ModelError(_("the model is closed: load it again"))
+        session = self._session or self._open()
+        if self._keep:
+            self._session = session
         try:
-            outputs: list[Floats] = self._session.run(names, feed)
+            outputs: list[Floats] = session.run(names, feed)
         except MemoryError:
             raise ModelError(_("there is not enough memory to encode the question: shorten it")) from None
         except Exception as error:
@@ -165,6 +198,9 @@ class MergerGraph:
                     path=self.path, size=feed["input_ids"].size, reason=_first_line(error)
                 )
             ) from None
+        finally:
+            if not self._keep:
+                self._session = None
         return outputs
 
     def _check(self, name: str, output: Floats, shape: tuple[int, ...]) -> None:
@@ -202,7 +238,8 @@ class MergerGraph:
         return opinions
 
     def close(self) -> None:
-        """Release the session. Harmless when called twice."""
+        """Release the session for good. Harmless when called twice."""
+        self._closed = True
         self._session = None
 
 

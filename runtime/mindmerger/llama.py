@@ -68,6 +68,11 @@ def backend(verbose: bool = False) -> ModuleType:
         return _backend
 
 
+def supports_gpu() -> bool:
+    """Whether the installed llama.cpp was built with a backend for some GPU."""
+    return bool(backend().llama_supports_gpu_offload())
+
+
 def _show(_level: int, text: bytes, _data: object) -> None:
     sys.stderr.write(text.decode("utf-8", "replace"))
 
@@ -93,10 +98,21 @@ def _import_bindings() -> ModuleType:
 
 
 class LLM:
-    """A GGUF and one context. Not thread-safe, except `cancel`, `tokenise` and `piece`."""
+    """A GGUF and one context. Not thread-safe, except `cancel`, `tokenise` and `piece`.
+
+    `gpu_layers` (-1: all) go to the GPU that llama.cpp was built for; it ignores them where it was built for none. On a GPU
+    a native call that has begun is not cancelled, the one after it is.
+    """
 
     def __init__(
-        self, path: Path, *, context: int, threads: int | None = None, batch: int = _BATCH, verbose: bool = False
+        self,
+        path: Path,
+        *,
+        context: int,
+        threads: int | None = None,
+        batch: int = _BATCH,
+        gpu_layers: int = 0,
+        verbose: bool = False,
     ) -> None:
         self._model: Any = None
         self._context: Any = None
@@ -110,7 +126,7 @@ class LLM:
             raise ModelError(_("the LLM {path} is missing: export or install it again").format(path=path))
         parameters = native.llama_model_default_params()
         parameters.load_mode = native.LLAMA_LOAD_MODE_MMAP
-        parameters.n_gpu_layers = 0
+        parameters.n_gpu_layers = self.gpu_layers = gpu_layers
         # Weights stay mapped as they are in the file. Repacked copies load fifteen times slower, and the AMX ones of
         # llama-cpp-python 0.3.36 end the process with a general protection fault (Q8_0 and Q4_1, any prompt).
         parameters.use_extra_bufts = False
@@ -182,6 +198,8 @@ class LLM:
         after 100 positions and 2.6 times after 300, a single token 1.02 and 1.15 times. But the products need room for
         all scores of a batch at once, which flash attention does not.
         """
+        if self.gpu_layers:
+            return False
         heads = int(self._native.llama_model_n_head(self._model))
         return heads * positions * batch * 4 <= _MAX_SCORES
 

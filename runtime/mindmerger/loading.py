@@ -8,11 +8,12 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
+from mindmerger import devices
 from mindmerger.bundle import Bundle, open_bundle
-from mindmerger.errors import BundleError, InputError
+from mindmerger.errors import BundleError, InputError, ModelError
 from mindmerger.graph import MergerGraph
 from mindmerger.i18n import _
-from mindmerger.llama import LLM, default_threads
+from mindmerger.llama import LLM, default_threads, supports_gpu
 from mindmerger.model import MergedModel
 from mindmerger.tokenizer import QuestionTokenizer
 
@@ -24,48 +25,90 @@ def load(
     *,
     threads: int | None = None,
     context: int | None = None,
+    device: str = "auto",
+    gpu_layers: int | None = None,
+    low_memory: bool = False,
     verbose: bool = False,
 ) -> MergedModel:
     """Load a bundle: a folder, the name of one that is installed, or (None) the default.
 
     `threads` is for the encoder and the LLM each, which take turns (default: the cores this process may use). `context`
     is the longest sequence in tokens (default: the bundle's). `verbose` lets llama.cpp talk on stderr.
+
+    `device` is "auto", "cpu", "cuda", "rocm", "directml", "coreml" or "openvino"; `gpu_layers` of the LLM go to the GPU
+    (None: all where llama.cpp was built for one, -1: all). What is not there is replaced by the CPU with a notice: a
+    warning of the logger "mindmerger", and in the model's `notices`. Not tested on GPUs yet.
+
+    `low_memory` releases the encoder after each use and loads it again for the next question or batch of questions.
     """
     if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
         raise InputError(_("context must be a whole number of tokens, at least 1"))
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 512):
         raise InputError(_("threads must be a whole number from 1 to 512"))
+    devices.check(device, gpu_layers)
     opened = open_bundle(bundle)
     manifest = opened.manifest
     count = default_threads() if threads is None else threads
 
-    def load_encoder() -> tuple[QuestionTokenizer, MergerGraph]:
+    def load_encoder() -> tuple[QuestionTokenizer, MergerGraph, list[str]]:
+        providers, notices = devices.choose_providers(device, _available_providers())
         graph = MergerGraph(
             opened.merger,
             width=manifest.llm.width,
             vocabulary=manifest.encoder.vocabulary,
             threads=count,
             gate=manifest.gate,
+            providers=providers,
+            keep=not low_memory,
         )
         tokenizer = QuestionTokenizer(opened.tokenizer, manifest.encoder.max_tokens, manifest.encoder.vocabulary)
-        return tokenizer, graph
+        if graph.provider != providers[0]:
+            notices.append(f"the encoder runs on the CPU: {providers[0]} does not start on this machine")
+        return tokenizer, graph, notices
+
+    def load_llm(layers: int) -> LLM:
+        size = context or manifest.llm.context
+        return LLM(opened.llm(), context=size, threads=count, gpu_layers=layers, verbose=verbose)
 
     # The two halves of a start are about as long as each other, and mostly native code.
     encoder = _Background(load_encoder)
     llm = None
     try:
-        llm = LLM(opened.llm(), context=context or manifest.llm.context, threads=count, verbose=verbose)
+        layers, notices = devices.choose_layers(device, gpu_layers, device != "cpu" and supports_gpu())
+        try:
+            llm = load_llm(layers)
+        except ModelError:
+            if not layers or gpu_layers is not None:
+                raise
+            llm = load_llm(0)
+            notices.append("the LLM runs on the CPU: it could not be loaded to the GPU, which may lack memory")
         _check_llm(opened, llm)
         if manifest.gate is not None:
             # What reads the LLM's embeddings takes a quarter of a second to import: here, while the encoder loads.
             importlib.import_module("gguf")
-        tokenizer, graph = encoder.result()
+        tokenizer, graph, encoder_notices = encoder.result()
     except BaseException:
         if llm is not None:
             llm.close()
         encoder.wait()
         raise
-    return MergedModel(opened, tokenizer, graph, llm)
+    notices += encoder_notices
+    for notice in notices:
+        _log_notice(notice)
+    return MergedModel(opened, tokenizer, graph, llm, notices=notices)
+
+
+def _available_providers() -> list[str]:
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())
+
+
+def _log_notice(notice: str) -> None:
+    import logging
+
+    # without any configuration Python writes warnings to stderr as they are
+    logging.getLogger("mindmerger").warning("mindmerger: %s", notice)
 
 
 class _Background(Generic[T]):

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from time import perf_counter
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -42,8 +42,16 @@ class MergedModel:
     One question is answered at a time; other threads wait for their turn.
     """
 
-    def __init__(self, bundle: Bundle, tokenizer: QuestionTokenizer, graph: MergerGraph, llm: LLM) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        tokenizer: QuestionTokenizer,
+        graph: MergerGraph,
+        llm: LLM,
+        notices: Iterable[str] = (),
+    ) -> None:
         self.bundle = bundle
+        self.notices = tuple(notices)
         self.manifest = bundle.manifest
         self.llm = llm
         self._tokenizer = tokenizer
@@ -52,7 +60,7 @@ class MergedModel:
         self._turn = threading.Lock()
         self._turn_of: int | None = None
         # weak: a stream that nobody reads any more must end, and free the model
-        self._running: weakref.ref[Generator[object, None, None]] | None = None
+        self._running: weakref.ref[Generator[Any, None, None]] | None = None
         self._stop_ids = frozenset(self.manifest.prompt.stop_ids)
         self._closed = False
 
