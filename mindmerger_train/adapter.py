@@ -1,12 +1,13 @@
 """The LLM's LoRA adapter as llama.cpp's own GGUF form, which torch (here) and the runtime both read.
 
 Tensors are `NAME.weight.lora_a` (rank × in) and `NAME.weight.lora_b` (out × rank) under GGUF names. For the architecture
-`llama` the rows of query and key are permuted, as in the LLM's own GGUF: converters store the two halves of each
-rotary pair interleaved.
+`llama` (Llama, Mistral) the rows of query and key are permuted, as in the LLM's own GGUF: converters store the two halves of
+each rotary pair interleaved. Qwen and Gemma keep Hugging Face's order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,16 @@ MODULES = {
     "mlp.down_proj": "ffn_down",
 }
 _PERMUTED = ("attn_q", "attn_k")
+# Model type → GGUF architecture, which llama.cpp compares with the LLM's before it takes an adapter.
+ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+}
 
 
 @dataclass(frozen=True)
@@ -57,11 +68,35 @@ def _heads(config: Any, tensor: str) -> int:
     return int(config.num_attention_heads if tensor == "attn_q" else config.num_key_value_heads)
 
 
+def _architecture(config: Any) -> str:
+    found = ARCHITECTURES.get(config.model_type)
+    if found is None:
+        raise CheckpointError(
+            f"an adapter of a {config.model_type!r} model cannot be written for llama.cpp: known are "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    return found
+
+
+def _permuted(config: Any, tensor: str) -> bool:
+    return _architecture(config) == "llama" and tensor in _PERMUTED
+
+
+def check_adaptable(config: Any, keys: Iterable[str]) -> None:
+    """Raises CheckpointError when adapters of these modules (`layers.N.self_attn.q_proj` …) cannot be written for this LLM."""
+    _architecture(config)
+    for key in keys:
+        parts = key.split(".", 2)
+        if parts[0] != "layers" or len(parts) < 3 or parts[2] not in MODULES:
+            raise CheckpointError(f"the module {key!r} of a {config.model_type!r} model has no name in GGUF adapters")
+
+
 def write_adapter(path: Path, pairs: dict[str, Pair], alpha: float, config: Any, name: str) -> None:
-    """Write `pairs` (keys `layers.N.self_attn.q_proj` …) for an LLM of the architecture `llama`.
+    """Write `pairs` (keys `layers.N.self_attn.q_proj` …) under the LLM's GGUF architecture.
 
     Q8_0 where every row is a multiple of 32 long (so the rank too), else float16: half the bytes, and what is lost is far
     below what training moves. `config` is the LLM's transformers configuration. Written to a temporary name, then renamed.
+    Raises CheckpointError when llama.cpp has no form for it.
     """
     from gguf import GGMLQuantizationType, GGUFWriter, quants
 
@@ -75,8 +110,9 @@ def write_adapter(path: Path, pairs: dict[str, Pair], alpha: float, config: Any,
         else:
             writer.add_tensor(tensor, values.astype(np.float16))
 
+    check_adaptable(config, pairs)
     temporary = path.with_name(path.name + ".part")
-    writer = GGUFWriter(temporary, "llama")
+    writer = GGUFWriter(temporary, _architecture(config))
     try:
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
@@ -85,7 +121,7 @@ def write_adapter(path: Path, pairs: dict[str, Pair], alpha: float, config: Any,
         for key, pair in sorted(pairs.items()):
             _, block, module = key.split(".", 2)
             tensor = MODULES[module]
-            b = permute_rows(pair.b, _heads(config, tensor)) if tensor in _PERMUTED else pair.b
+            b = permute_rows(pair.b, _heads(config, tensor)) if _permuted(config, tensor) else pair.b
             add(f"blk.{block}.{tensor}.weight.lora_a", pair.a)
             add(f"blk.{block}.{tensor}.weight.lora_b", b)
         writer.write_header_to_file()
@@ -99,7 +135,7 @@ def write_adapter(path: Path, pairs: dict[str, Pair], alpha: float, config: Any,
 def read_adapter(path: Path, config: Any) -> tuple[dict[str, Pair], float]:
     """Read an adapter back into Hugging Face names and row order; returns the pairs and alpha.
 
-    Raises CheckpointError when the file is missing or no adapter.
+    Raises CheckpointError when the file is missing, no adapter, or one of another architecture.
     """
     from gguf import GGUFReader, quants
 
@@ -108,15 +144,20 @@ def read_adapter(path: Path, config: Any) -> tuple[dict[str, Pair], float]:
     try:
         reader = GGUFReader(path)
         alpha = float(reader.fields["adapter.lora.alpha"].contents())
+        architecture = str(reader.fields["general.architecture"].contents())
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path} is not a LoRA adapter in GGUF form ({error})") from error
+    if architecture != _architecture(config):
+        raise CheckpointError(
+            f"{path} is an adapter of the architecture {architecture!r}, this LLM is {_architecture(config)!r}"
+        )
     names = {tensor: module for module, tensor in MODULES.items()}
     halves: dict[str, dict[str, Matrix]] = {}
     for entry in reader.tensors:
         _, block, tensor, _, half = entry.name.split(".")
         # Without the copy float values live in the file's memory map.
         values = np.array(quants.dequantize(entry.data, entry.tensor_type), dtype=np.float32)
-        if half == "lora_b" and tensor in _PERMUTED:
+        if half == "lora_b" and _permuted(config, tensor):
             values = unpermute_rows(values, _heads(config, tensor))
         halves.setdefault(f"layers.{block}.{names[tensor]}", {})[half] = values
     return {key: Pair(half["lora_a"], half["lora_b"]) for key, half in halves.items()}, alpha

@@ -53,12 +53,12 @@ def build_task(
         checkpoint = replace(checkpoint, llm=spec)
     llm = llms.load_llm(checkpoint.llm, torch.bfloat16, checkpoint.adapter_path())
     if recipe.stage == "steering":
-        checkpoint = replace(checkpoint, merger=_with_gate(recipe, checkpoint))
+        checkpoint = replace(checkpoint, merger=with_gate(recipe, checkpoint))
         return SteeringTask(llm, encoder, checkpoint, recipe.steering)
     return MergedTask(llm, encoder, checkpoint)
 
 
-def _with_gate(recipe: Recipe, checkpoint: Checkpoint) -> Merger:
+def with_gate(recipe: Recipe, checkpoint: Checkpoint) -> Merger:
     """The checkpoint's merger with a gate: its own, or a fresh one that leaves everything as it is."""
     merger = checkpoint.merger
     if merger.method == "st-merge":
@@ -91,16 +91,13 @@ def stage_checkpoint(recipe: Recipe, merger: str | None) -> Checkpoint:
 
 
 def _set_linear_start(checkpoint: Checkpoint, encoder: encoders.Encoder, sources: Sequence[Source]) -> None:
-    from transformers import AutoTokenizer
-
     texts = sorted({example.english for source in sources for example in source.examples})
     random.Random(0).shuffle(texts)
-    fast = AutoTokenizer.from_pretrained(**llms._location(checkpoint.llm), local_files_only=True)
     weight, bias = linear_start(
         encoder,
         encoders.load_tokenizer(checkpoint.encoder),
         llms.load_llm(checkpoint.llm, torch.float32),
-        fast.backend_tokenizer,
+        llms.load_fast_tokenizer(checkpoint.llm),
         texts[:3000],
     )
     checkpoint.merger.mlp.set_linear(weight, bias)

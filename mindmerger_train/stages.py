@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 
 from mindmerger.errors import CheckpointError
-from mindmerger_train.adapter import Pair, read_adapter, write_adapter
+from mindmerger_train.adapter import Pair, check_adaptable, read_adapter, write_adapter
 from mindmerger_train.checkpoint import Checkpoint, copy_adapter, save_checkpoint
 from mindmerger_train.data.sources import Example
+from mindmerger_train.encoder_tokenizer import EncoderTokenizer
 from mindmerger_train.encoders import Encoder, pad_right
 from mindmerger_train.gate import Gate, Weights
 from mindmerger_train.layout import Row, assemble, response_loss
@@ -62,7 +62,7 @@ class RowMaker:
     stage: str
     tokenizer: LLMTokenizer
     prompt: PromptSpec
-    encoder_tokenizer: Tokenizer | None
+    encoder_tokenizer: EncoderTokenizer | None
     sources: Sources
     calculator: bool = False
     steering: Steering = field(default_factory=Steering)
@@ -71,21 +71,22 @@ class RowMaker:
         generator = random.Random(seed)
         for example in examples:
             if self.stage == "mapping":
-                yield self._row(example.query, None, example.english)
+                yield self._row(example.query, None, example.english, example.language)
                 continue
             soft, question = self.sources.draw(generator)
-            row = self._row(example.query if soft else None, example.query if question else None, example.response)
+            query = example.query
+            row = self._row(query if soft else None, query if question else None, example.response, example.language)
             if self.stage == "steering":
                 row = replace(row, language=example.language, told=self.steering.draw(example.language, generator))
             yield row
 
-    def _row(self, encoded: str | None, question: str | None, label: str) -> Row:
+    def _row(self, encoded: str | None, question: str | None, label: str, language: str) -> Row:
         encoder_ids = None
         if encoded is not None:
             if self.encoder_tokenizer is None:
                 raise CheckpointError(f"stage {self.stage}: rows with a soft prompt need an encoder")
-            encoder_ids = self.encoder_tokenizer.encode(encoded.strip()).ids
-        prompt_ids = self.tokenizer.encode(self.prompt.render(question.strip())) if question is not None else []
+            encoder_ids = self.encoder_tokenizer.encode(encoded.strip(), language).ids
+        prompt_ids = self.tokenizer.prompt_ids(self.prompt, question.strip()) if question is not None else []
         label_ids, given = self._labels(label)
         return Row(encoder_ids, prompt_ids, [*label_ids, self.prompt.eos_id], given)
 
@@ -242,6 +243,7 @@ class ReasonTask(MergedTask):
             for name, module in model.named_modules()
             if isinstance(module, BaseTunerLayer)
         }
+        check_adaptable(cast(Any, llm).config, self.layers)
         for module in self.layers.values():
             cast(Any, module).lora_A["default"].float()
             cast(Any, module).lora_B["default"].float()

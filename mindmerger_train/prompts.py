@@ -1,0 +1,141 @@
+"""Prompt templates, and the ids around them: plain, Alpaca (the papers' for mathematics), the LLM's own chat template.
+
+A chat template is rendered once, here, to a template with `{question}`: neither training nor the runtime runs Jinja. BOS and
+EOS are found here and added by id everywhere else; tokenizers differ in whether they add them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mindmerger.errors import CheckpointError, InputError
+from mindmerger_train.llms import LLMSpec, PromptSpec, load_hf_tokenizer
+
+PLAIN = "Question: {question}\nAnswer:\n"
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{question}\n\n### Response: Let's think step by step."
+)
+"""The papers' prompt for mathematics (docs/method.md)."""
+QUESTION = "{question}"
+"""For X-CSQA and XNLI, whose questions are the papers' whole prompts."""
+TEMPLATES = {"plain": PLAIN, "alpaca": ALPACA, "question": QUESTION}
+CHAT = "chat"
+
+_MARK = "QUESTION\u2402MARK"
+
+
+def prompt_spec(
+    llm: LLMSpec,
+    template: str = "plain",
+    *,
+    bos: bool | None = None,
+    system: str = "",
+    chat_options: Mapping[str, Any] | None = None,
+) -> PromptSpec:
+    """The prompt of an LLM: `template` is `plain`, `alpaca`, `question`, `chat`, or a text with one `{question}`.
+
+    `bos`: whether a BOS row comes first; by default where the LLM's tokenizer puts one before a text. `system` and
+    `chat_options` (`enable_thinking = false`) go to the chat template.
+    Raises InputError for a template without `{question}`, CheckpointError when the LLM lacks what is asked for.
+    """
+    tokenizer = load_hf_tokenizer(llm)
+    if template == CHAT:
+        return _chat(llm, tokenizer, bos, system, dict(chat_options or {}))
+    text = TEMPLATES.get(template, template)
+    if text.count("{question}") != 1:
+        raise InputError(
+            f"the prompt template {template!r} is none of {', '.join((*TEMPLATES, CHAT))} and has not one {{question}}"
+        )
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        raise CheckpointError(f"the tokenizer of {llm.name} has no EOS token: nothing would end a response")
+    return PromptSpec(text, _bos_id(llm, tokenizer, bos), int(eos), _stop_ids(llm, int(eos)))
+
+
+def _bos_id(llm: LLMSpec, tokenizer: Any, wanted: bool | None) -> int | None:
+    found = tokenizer.bos_token_id
+    if wanted is None:
+        wanted = found is not None and tokenizer("a")["input_ids"][:1] == [found]
+    if not wanted:
+        return None
+    if found is None:
+        raise CheckpointError(f"the tokenizer of {llm.name} has no BOS token: set prompt.bos = false")
+    return int(found)
+
+
+def _stop_ids(llm: LLMSpec, eos: int) -> tuple[int, ...]:
+    """EOS, then what else the LLM's own generation settings stop at."""
+    ids = [eos]
+    for name in ("generation_config.json", "config.json"):
+        try:
+            more = json.loads((Path(llm.source) / name).read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError):
+            continue
+        ids += [more] if isinstance(more, int) else [entry for entry in more or [] if isinstance(entry, int)]
+    return tuple(dict.fromkeys(ids))
+
+
+def _chat(llm: LLMSpec, tokenizer: Any, bos: bool | None, system: str, options: dict[str, Any]) -> PromptSpec:
+    if not tokenizer.chat_template:
+        raise CheckpointError(f"the tokenizer of {llm.name} has no chat template: choose another prompt template")
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": _MARK})
+    asked = _rendered(llm, tokenizer, messages, add_generation_prompt=True, **options)
+    if asked.count(_MARK) != 1:
+        raise CheckpointError(f"the chat template of {llm.name} does not repeat the question exactly once")
+    bos_text = tokenizer.bos_token or ""
+    begins_with_bos = bool(bos_text) and asked.startswith(bos_text)
+    if begins_with_bos:
+        asked = asked.removeprefix(bos_text)
+    bos_id = _bos_id(llm, tokenizer, begins_with_bos if bos is None else bos)
+    eos = _end_of_answer(llm, tokenizer, messages, options)
+    before, after = asked.split(_MARK)
+    template = f"{before.replace('{question}', '')}{{question}}{after.replace('{question}', '')}"
+    stops = _stop_ids(llm, eos)
+    specials = {token for token in tokenizer.get_added_vocab() if token}
+    if not any(token in before or token in after for token in specials):
+        return PromptSpec(template, bos_id, eos, stops)
+    return PromptSpec(template, bos_id, eos, stops, *_ids_around(tokenizer, before, after))
+
+
+def _rendered(llm: LLMSpec, tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    except Exception as error:  # Jinja's errors, and what a template raises itself
+        raise CheckpointError(f"the chat template of {llm.name} cannot be rendered: {error}") from error
+
+
+def _end_of_answer(llm: LLMSpec, tokenizer: Any, messages: list[dict[str, str]], options: dict[str, Any]) -> int:
+    """The special token that the template puts after an answer (`<|im_end|>`, `<end_of_turn>`); EOS where there is none."""
+    whole = _rendered(llm, tokenizer, [*messages, {"role": "assistant", "content": "\u2402ANSWER\u2402"}], **options)
+    rest = whole.rpartition("\u2402ANSWER\u2402")[2].lstrip()
+    for token, number in sorted(tokenizer.get_added_vocab().items(), key=lambda entry: -len(entry[0])):
+        if token and rest.startswith(token):
+            return int(number)
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(
+            f"the chat template of {llm.name} ends an answer with no token, and there is no EOS token"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def _ids_around(tokenizer: Any, before: str, after: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids before and after a question that is tokenised alone, as near to the whole text's as can be.
+
+    A SentencePiece tokenizer puts a space before every text, so that a space before the question would be there twice.
+    """
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    probe = "What is 2 + 3?"
+    whole, question = ids(before + probe + after), ids(probe)
+    for first in (ids(before), ids(before.rstrip(" "))):
+        start = len(first) + len(question)
+        if whole[:start] == [*first, *question]:
+            return tuple(first), tuple(whole[start:])
+    return tuple(ids(before)), tuple(ids(after))
