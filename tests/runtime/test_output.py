@@ -125,3 +125,18 @@ def test_completion(mm_run: Run) -> None:
 
     assert complete("mm-run --max", 1) == ["plain,--max-tokens"]
     assert "plain,mindmerger" in complete("mm-run --bundle mind", 2)
+
+
+def test_ends_of_an_answer(mm_run: Run, arithmetic_bundle: Path, tmp_path: Path) -> None:
+    use = ("x", "--bundle", str(arithmetic_bundle))
+    assert mm_run(*use, "--stop", "zebra", "--stop", "####").stdout == b"<<48/2=24>>\nAnswer: 24\n"
+    result = mm_run(*use, "--timeout", "0.000001", "--json")
+    assert json.loads(result.stdout)["finish_reason"] == "timeout"
+    assert b"stopped by --timeout after" in result.stderr and result.returncode == 0
+    grammar = tmp_path / "seven.gbnf"
+    grammar.write_text('root ::= "7"\n', encoding="utf-8")
+    assert mm_run(*use, "--grammar", str(grammar)).stdout == b"7\nAnswer: 7\n"
+    grammar.write_bytes(b"root ::= \xff")
+    for path, word in ((grammar, b"not a grammar"), (tmp_path / "none", b"cannot be read")):
+        result = mm_run(*use, "--grammar", str(path))
+        assert result.returncode == 3 and word in result.stderr

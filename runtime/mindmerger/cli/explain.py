@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mindmerger.cli.interrupt import Reader
+from mindmerger.cli.options import STEERING
 from mindmerger.errors import InputError
 from mindmerger.i18n import _
 
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from mindmerger.generation import Generation
     from mindmerger.manifest import Manifest
     from mindmerger.model import MergedModel
-
-STEERING = ("language", "encoder_weight", "llm_weight")
-"""The options of `generate` that steer."""
 
 _WIDTH = 20
 _LANGUAGES = 5

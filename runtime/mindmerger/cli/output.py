@@ -75,6 +75,8 @@ class Printer:
         sys.stdout.flush()
         if result.finish_reason == "length" and not self.quiet:
             note(_("stopped after {count} tokens; --max-tokens allows more").format(count=len(result.token_ids)))
+        if result.finish_reason == "timeout" and not self.quiet:
+            note(_("stopped by --timeout after {count} tokens").format(count=len(result.token_ids)))
         if self.verbose:
             click.echo(report(model, result, load_ms), file=sys.stderr)
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mindmerger.cli.explain import STEERING, compare, explanation, need_gate, without_gate
+from mindmerger.cli.explain import compare, explanation, need_gate, without_gate
 from mindmerger.cli.interrupt import Reader
+from mindmerger.cli.options import STEERING
 from mindmerger.cli.output import Printer, note, paint, report
 from mindmerger.errors import InputError, MindMergerError
 from mindmerger.i18n import _

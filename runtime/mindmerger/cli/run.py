@@ -5,7 +5,6 @@ Heavy imports are inside the command, so that --help is immediate.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mindmerger.cli import completion_option, run_body, run_command
-from mindmerger.cli.options import NAMES, generation_options, keywords
+from mindmerger.cli.options import NAMES, STEERING, generation_options, keywords
 from mindmerger.errors import InputError
 from mindmerger.i18n import _
 
@@ -200,7 +199,7 @@ def _check_options(request: _Request) -> None:
 
 def _check_gate(request: _Request, generation: dict[str, Any]) -> None:
     """Say at once, before the seconds that loading may take, what the bundle's method cannot do."""
-    from mindmerger.cli.explain import STEERING, need_gate, without_gate
+    from mindmerger.cli.explain import need_gate, without_gate
 
     if "language" in generation:
         need_gate(request.manifest())
@@ -241,7 +240,9 @@ def _one(request: _Request, question: str, generation: dict[str, Any]) -> None:
 
 
 def _explain(model: MergedModel, question: str, generation: dict[str, Any], request: _Request) -> None:
-    from mindmerger.cli.explain import STEERING, compare, document, explanation
+    import json
+
+    from mindmerger.cli.explain import compare, document, explanation
     from mindmerger.cli.progress import Progress
 
     count = 3 if any(name in generation for name in STEERING) else 2
