@@ -102,15 +102,15 @@ or memory, 6 bad checkpoint, 7 unreadable text, 8 the bundle does not compute wh
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.pass_context
-def command(context: click.Context, checkpoint: str | None, **options: Any) -> None:
+def command(invocation: click.Context, /, checkpoint: str | None, **options: Any) -> None:
     """Turn a checkpoint into a bundle that the runtime loads.
 
     Encoder, mapping, boundary and gate become one ONNX graph, the LLM with its adapter becomes a GGUF, and a manifest says
     what belongs together, with hashes and the parity report.
     """
-    if context.invoked_subcommand is not None:
+    if invocation.invoked_subcommand is not None:
         if checkpoint is not None:
-            raise click.UsageError(f"{context.invoked_subcommand} takes a bundle, not --checkpoint.")
+            raise click.UsageError(f"{invocation.invoked_subcommand} takes a bundle, not --checkpoint.")
         return
     if checkpoint is None:
         raise click.UsageError("Give a --checkpoint, or a command: inspect, verify.")
