@@ -17,6 +17,7 @@ from mindmerger.devices import CPU
 from mindmerger.errors import BundleError, InputError, ModelError
 from mindmerger.i18n import _
 from mindmerger.manifest import GateInfo
+from mindmerger.reclaim import give_memory_back
 from mindmerger.steering import MAX_WEIGHT, Opinion
 
 INPUTS = ("input_ids", "attention_mask")
@@ -200,7 +201,8 @@ class MergerGraph:
             ) from None
         finally:
             if not self._keep:
-                self._session = None
+                self._session = session = None
+                give_memory_back()
         return outputs
 
     def _check(self, name: str, output: Floats, shape: tuple[int, ...]) -> None:

@@ -39,7 +39,8 @@ def load(
     (None: all where llama.cpp was built for one, -1: all). What is not there is replaced by the CPU with a notice: a
     warning of the logger "mindmerger", and in the model's `notices`. Not tested on GPUs yet.
 
-    `low_memory` releases the encoder after each use and loads it again for the next question or batch of questions.
+    `low_memory` releases the encoder and its tokenizer after each use and loads them again for the next questions, which
+    takes about as long as a start.
     """
     if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 1):
         raise InputError(_("context must be a whole number of tokens, at least 1"))
@@ -63,7 +64,11 @@ def load(
         )
         tokenizer = QuestionTokenizer(opened.tokenizer, manifest.encoder.max_tokens, manifest.encoder.vocabulary)
         if graph.provider != providers[0]:
-            notices.append(f"the encoder runs on the CPU: {providers[0]} does not start on this machine")
+            notices.append(
+                _("the encoder runs on the CPU: {provider} does not start on this machine").format(
+                    provider=providers[0]
+                )
+            )
         return tokenizer, graph, notices
 
     def load_llm(layers: int) -> LLM:
@@ -81,7 +86,7 @@ def load(
             if not layers or gpu_layers is not None:
                 raise
             llm = load_llm(0)
-            notices.append("the LLM runs on the CPU: it could not be loaded to the GPU, which may lack memory")
+            notices.append(_("the LLM runs on the CPU: it could not be loaded to the GPU, which may lack memory"))
         _check_llm(opened, llm)
         if manifest.gate is not None:
             # What reads the LLM's embeddings takes a quarter of a second to import: here, while the encoder loads.
@@ -95,7 +100,7 @@ def load(
     notices += encoder_notices
     for notice in notices:
         _log_notice(notice)
-    return MergedModel(opened, tokenizer, graph, llm, notices=notices)
+    return MergedModel(opened, tokenizer, graph, llm, notices=notices, low_memory=low_memory)
 
 
 def _available_providers() -> list[str]:

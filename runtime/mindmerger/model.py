@@ -49,9 +49,11 @@ class MergedModel:
         graph: MergerGraph,
         llm: LLM,
         notices: Iterable[str] = (),
+        low_memory: bool = False,
     ) -> None:
         self.bundle = bundle
         self.notices = tuple(notices)
+        self._low_memory = low_memory
         self.manifest = bundle.manifest
         self.llm = llm
         self._tokenizer = tokenizer
@@ -138,6 +140,8 @@ class MergedModel:
                         plans.append((index, question, plan))
                     except MindMergerError as error:
                         yield BatchItem(index, question, None, error)
+                if self._low_memory:
+                    self._tokenizer.release()
                 yield from batch.run(setting, plans, slots)
             finally:
                 self._end_turn()
@@ -176,7 +180,7 @@ class MergedModel:
 
     def prompt_ids(self, question: str) -> list[int]:
         """The LLM's token ids of the prompt for `question`, without BOS."""
-        return self.llm.tokenise(self.manifest.prompt.render(check_question(question)))
+        return self.manifest.prompt.ids(check_question(question), self.llm.tokenise)
 
     def prefill(self, question: str, **options: Unpack[SourceKeywords]) -> npt.NDArray[np.float32]:
         """The logits of the first token of the answer; of the options, those that shape what is before it."""
@@ -208,7 +212,7 @@ class MergedModel:
         encoder_ids = self._tokenizer.encode(question) if soft_prompt else []
         # The gate reads the prompt, whether or not the LLM will.
         asked = in_prompt or (soft_prompt and self.manifest.gate is not None)
-        prompt_ids = self.llm.tokenise(self.manifest.prompt.render(question)) if asked else []
+        prompt_ids = self.manifest.prompt.ids(question, self.llm.tokenise) if asked else []
         tokenise_ms = (perf_counter() - began) * 1e3
         return Plan(question, encoder_ids, prompt_ids, 1, tokenise_ms, wish or Wish(), sources)
 
@@ -238,6 +242,8 @@ class MergedModel:
     def _merge(self, plan: Plan) -> tuple[Ready, float]:
         """Encode the question and weigh its sources. Returns the milliseconds too."""
         began = perf_counter()
+        if self._low_memory:
+            self._tokenizer.release()
         (ready,) = self._merging.ready([plan])
         return ready, (perf_counter() - began) * 1e3
 

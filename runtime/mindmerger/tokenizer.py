@@ -11,6 +11,7 @@ from typing import Any
 
 from mindmerger.errors import BundleError, InputError
 from mindmerger.i18n import _
+from mindmerger.reclaim import give_memory_back
 
 # The longest pieces of multilingual vocabularies have 16 characters; a text above twice that for every token cannot
 # fit, and tokenising it only to count would let a large input cost seconds.
@@ -42,19 +43,29 @@ class QuestionTokenizer:
     """The encoder's tokenizer, with the limits of the encoder."""
 
     def __init__(self, path: Path, max_tokens: int, vocabulary: int) -> None:
+        self.path = path
+        self.max_tokens = max_tokens
+        self.vocabulary = vocabulary
+        self._tokenizer: Any = self._load()
+
+    def _load(self) -> Any:
         from tokenizers import Tokenizer
 
         try:
-            self._tokenizer: Any = Tokenizer.from_file(str(path))
+            tokenizer: Any = Tokenizer.from_file(str(self.path))
         except Exception as error:  # the Rust library raises bare Exception
             raise BundleError(
-                _("{path} is not a tokenizer ({reason}): export the bundle again").format(path=path, reason=error)
+                _("{path} is not a tokenizer ({reason}): export the bundle again").format(path=self.path, reason=error)
             ) from None
         # A file may have these on from training; here, a cut question would be answered as if it were whole.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self.max_tokens = max_tokens
-        self.vocabulary = vocabulary
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    def release(self) -> None:
+        """Free its tables, half as large again as the encoder's weights, until the next question."""
+        self._tokenizer = None
+        give_memory_back()
 
     def check_length(self, question: str) -> None:
         """Refuse at once what cannot fit, however long it is."""
@@ -69,7 +80,8 @@ class QuestionTokenizer:
     def encode(self, question: str) -> list[int]:
         """The encoder's input ids, its special tokens included. `question` comes from `check_question`."""
         self.check_length(question)
-        ids: list[int] = self._tokenizer.encode(question).ids
+        tokenizer = self._tokenizer = self._tokenizer or self._load()
+        ids: list[int] = tokenizer.encode(question).ids
         if len(ids) > self.max_tokens:
             raise InputError(
                 _(
