@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mindmerger.errors import InputError
+from mindmerger.i18n import _
 
 CPU = "CPUExecutionProvider"
 PROVIDERS = {
@@ -33,7 +34,9 @@ def choose_providers(device: str, available: Sequence[str]) -> tuple[tuple[str, 
     notices = []
     if named and not providers:
         notices.append(
-            f"the encoder runs on the CPU: this ONNX Runtime has no {named} (it has {', '.join(available) or 'none'})"
+            _("the encoder runs on the CPU: this ONNX Runtime has no {provider} (it has {providers})").format(
+                provider=named, providers=", ".join(available) or "-"
+            )
         )
     return (*providers, CPU), notices
 
@@ -44,16 +47,26 @@ def choose_layers(device: str, gpu_layers: int | None, offload: bool) -> tuple[i
     if not layers or offload:
         return layers, []
     asked_for = device in PROVIDERS or gpu_layers is not None
-    return 0, ["the LLM runs on the CPU: this llama-cpp-python was built without a GPU backend"] if asked_for else []
+    if not asked_for:
+        return 0, []
+    return 0, [_("the LLM runs on the CPU: this llama-cpp-python was built without a GPU backend")]
 
 
 def check(device: str, gpu_layers: int | None) -> None:
     """Refuse wishes that are wrong on any machine."""
     if device not in DEVICES:
-        raise InputError(f"device must be one of {', '.join(DEVICES)}, not {device!r:.40}")
+        raise InputError(
+            _("device must be one of {devices}, not {device}").format(
+                devices=", ".join(DEVICES), device=f"{device!r:.40}"
+            )
+        )
     if gpu_layers is None:
         return
     if isinstance(gpu_layers, bool) or not isinstance(gpu_layers, int) or not ALL_LAYERS <= gpu_layers <= _MAX_LAYERS:
-        raise InputError(f"gpu_layers must be a whole number from -1 (all) to {_MAX_LAYERS}, not {gpu_layers!r:.40}")
+        raise InputError(
+            _("gpu_layers must be a whole number from -1 (all) to {most}, not {value}").format(
+                most=_MAX_LAYERS, value=f"{gpu_layers!r:.40}"
+            )
+        )
     if device == "cpu" and gpu_layers:
-        raise InputError("device='cpu' and gpu_layers contradict each other: leave one of them out")
+        raise InputError(_("device='cpu' and gpu_layers contradict each other: leave one of them out"))

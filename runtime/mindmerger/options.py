@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
 from mindmerger.errors import InputError
+from mindmerger.i18n import _
 from mindmerger.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -96,13 +97,17 @@ class Options:
     def __post_init__(self) -> None:
         limit = self.max_new_tokens
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-            raise InputError(f"max_new_tokens must be a whole number of at least 1, not {limit!r:.40}")
+            raise InputError(
+                _("max_new_tokens must be a whole number of at least 1, not {value}").format(value=f"{limit!r:.40}")
+            )
         seconds = self.timeout
         if seconds is not None and (
             isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= _MAX_SECONDS
         ):
             raise InputError(
-                f"timeout must be a number of seconds above 0, at most {_MAX_SECONDS}, not {seconds!r:.40}"
+                _("timeout must be a number of seconds above 0, at most {most}, not {value}").format(
+                    most=_MAX_SECONDS, value=f"{seconds!r:.40}"
+                )
             )
         for name in ("calculator", "soft_prompt", "question_in_prompt"):
             value = getattr(self, name)
@@ -112,9 +117,11 @@ class Options:
                 raise InputError(f"{name} must be True or False, not {value!r:.40}")
         object.__setattr__(self, "stop", _checked_stop(self.stop))
         if self.grammar is not None and self.calculator:
-            raise InputError("the calculator writes what a grammar may forbid: use calculator=False with a grammar")
+            raise InputError(_("the calculator writes what a grammar may forbid: use calculator=False with a grammar"))
         if not self.soft_prompt and self.question_in_prompt is False:
-            raise InputError("without the soft prompt and without the question in the prompt there is no question left")
+            raise InputError(
+                _("without the soft prompt and without the question in the prompt there is no question left")
+            )
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -137,7 +144,9 @@ class Options:
             for name, off in (("top_k", 0), ("top_p", 1), ("min_p", 0)):
                 if getattr(self, name) != off:
                     raise InputError(
-                        f"{name} does nothing at temperature 0 (greedy): give a temperature above 0 with it"
+                        _("{name} does nothing at temperature 0 (greedy): give a temperature above 0 with it").format(
+                            name=name
+                        )
                     )
         return sampling
 
@@ -157,8 +166,12 @@ def _checked_stop(stop: object) -> tuple[str, ...]:
     if not isinstance(found, Sequence) or isinstance(found, (bytes, bytearray)):
         raise InputError(f"stop must be a text or a list of texts, not {type(stop).__name__}")
     if len(found) > _MAX_STOPS:
-        raise InputError(f"stop takes at most {_MAX_STOPS} texts, not {len(found)}")
+        raise InputError(_("stop takes at most {most} texts, not {count}").format(most=_MAX_STOPS, count=len(found)))
     for text in found:
         if not isinstance(text, str) or not 1 <= len(text) <= _MAX_STOP_CHARACTERS:
-            raise InputError(f"stop takes texts of 1 to {_MAX_STOP_CHARACTERS} characters, not {text!r:.40}")
+            raise InputError(
+                _("stop takes texts of 1 to {most} characters, not {text}").format(
+                    most=_MAX_STOP_CHARACTERS, text=f"{text!r:.40}"
+                )
+            )
     return tuple(found)

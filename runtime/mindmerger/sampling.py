@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mindmerger.errors import InputError
+from mindmerger.i18n import _
 
 MAX_SEED = 2**32 - 2  # 2^32 - 1 means "any" to llama.cpp
 _PENALTY_WINDOW = 64  # tokens; llama.cpp's own default
@@ -103,7 +104,7 @@ class Sampler:
         if not self._grammar:  # llama.cpp has written the place and the reason to stderr
             self.close()
             raise InputError(
-                "the grammar does not parse as GBNF, has no rule 'root', or begins a rule with itself: correct it"
+                _("the grammar does not parse as GBNF, has no rule 'root', or begins a rule with itself: correct it")
             )
         self._candidates = np.zeros(self._vocabulary, _CANDIDATE)
         self._array = self._native.llama_token_data_array()
@@ -134,10 +135,10 @@ class Sampler:
         if filtered:
             self._native.llama_sampler_apply(self._grammar, ctypes.byref(array))
             if not np.isfinite(candidates["logit"]).any():
-                raise InputError("the grammar allows no further token and no end: correct it")
+                raise InputError(_("the grammar allows no further token and no end: correct it"))
         self._native.llama_sampler_apply(self.pointer, ctypes.byref(array))
         if not 0 <= array.selected < array.size:
-            raise InputError("no token can be drawn under these options: loosen them")
+            raise InputError(_("no token can be drawn under these options: loosen them"))
         return int(array.data[array.selected].id)
 
     def _allows(self, token: int) -> bool:
@@ -179,25 +180,35 @@ def _check_grammar(grammar: object) -> None:
     try:
         grammar.encode("utf-8")
     except UnicodeEncodeError:
-        raise InputError("the grammar is not valid Unicode: check its encoding") from None
+        raise InputError(_("the grammar is not valid Unicode: check its encoding")) from None
     if "\0" in grammar or len(grammar) > _MAX_GRAMMAR:
-        raise InputError(f"the grammar must have no NUL and at most {_MAX_GRAMMAR} characters")
+        raise InputError(_("the grammar must have no NUL and at most {most} characters").format(most=_MAX_GRAMMAR))
     depth = deepest = 0
     for character in grammar:
         depth += (character == "(") - (character == ")")
         deepest = max(deepest, depth)
     if deepest > _MAX_DEPTH:
-        raise InputError(f"the grammar has more than {_MAX_DEPTH} open parentheses: use rules instead")
+        raise InputError(
+            _("the grammar has more than {most} open parentheses: use rules instead").format(most=_MAX_DEPTH)
+        )
     for match in _REPETITION.finditer(grammar):
         if any(int(number[:9]) > _MAX_REPETITION for number in match.groups() if number):
-            raise InputError(f"the grammar repeats more than {_MAX_REPETITION} times: use * or +")
+            raise InputError(_("the grammar repeats more than {most} times: use * or +").format(most=_MAX_REPETITION))
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise InputError(f"{name} must be a number from {low} to {high}, not {value!r:.40}")
+        raise InputError(
+            _("{name} must be a number from {low} to {high}, not {value}").format(
+                name=name, low=low, high=high, value=f"{value!r:.40}"
+            )
+        )
 
 
 def _check_whole(name: str, value: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= high:
-        raise InputError(f"{name} must be a whole number from 0 to {high}, not {value!r:.40}")
+        raise InputError(
+            _("{name} must be a whole number from 0 to {high}, not {value}").format(
+                name=name, high=high, value=f"{value!r:.40}"
+            )
+        )

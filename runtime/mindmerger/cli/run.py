@@ -14,6 +14,7 @@ import click
 
 from mindmerger.cli import completion_option, run_body, run_command
 from mindmerger.cli.options import NAMES, STEERING, generation_options, keywords
+from mindmerger.devices import DEVICES
 from mindmerger.errors import InputError
 from mindmerger.i18n import _
 
@@ -102,6 +103,20 @@ def _complete_bundle(_context: click.Context, _parameter: click.Parameter, incom
 @click.option("--field", metavar="NAME", help=_('Field or column of --input with the question (default: "question").'))
 @click.option("--retry-failed", is_flag=True, help=_("Ask the questions of --output that have an error again."))
 @click.option("--threads", type=click.IntRange(1, 512), metavar="N", help=_("CPU threads (default: the cores)."))
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=_("Room for N tokens: question and answer (default: the bundle's)."),
+)
+@click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="auto",
+    help=_("What computes; what is not there is replaced by the CPU, with a notice."),
+)
+@click.option("--gpu-layers", type=int, metavar="N", help=_("Layers of the LLM that go to the GPU; -1: all."))
+@click.option("--low-memory", is_flag=True, help=_("Release the encoder after each question."))
 @generation_options
 @click.option("--answer-only", is_flag=True, help=_("Print the final answer and nothing else."))
 @click.option("--json", "as_json", is_flag=True, help=_("Print one JSON object: text, answer, timings, counts."))
@@ -138,6 +153,10 @@ class _Request:
     field: str | None
     retry_failed: bool
     threads: int | None
+    context: int | None
+    device: str
+    gpu_layers: int | None
+    low_memory: bool
     answer_only: bool
     as_json: bool
     explain: bool
@@ -148,7 +167,18 @@ class _Request:
     def load(self) -> MergedModel:
         from mindmerger.loading import load
 
-        return load(self.bundle, threads=self.threads)
+        if self.quiet:
+            import logging
+
+            logging.getLogger("mindmerger").setLevel(logging.ERROR)  # notices are talk
+        return load(
+            self.bundle,
+            threads=self.threads,
+            context=self.context,
+            device=self.device,
+            gpu_layers=self.gpu_layers,
+            low_memory=self.low_memory,
+        )
 
     def manifest(self) -> Manifest:
         """What the bundle says of itself, without the seconds that loading may take."""
