@@ -8,11 +8,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mindmerger.errors import DataError, InputError
-from mindmerger_train.data import sources as read
-from mindmerger_train.data.generator import generate
+from mindmerger.errors import InputError
 from mindmerger_train.data.mixture import Source
-from mindmerger_train.data.sources import Example
+from mindmerger_train.data.readers import check_fit, read_source
 from mindmerger_train.engine import Schedule
 from mindmerger_train.gate import GateSpec
 from mindmerger_train.merger import METHODS
@@ -105,40 +103,15 @@ def _known(kind: type, table: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def load_sources(recipe: Recipe, folder: Path) -> list[Source]:
-    """Read the recipe's sources from `folder` (layout of the published sets, one folder each).
+    """Read the recipe's sources; their paths are relative to `folder` (docs/data.md).
 
-    Raises DataError when a source is unknown, missing, or damaged.
+    Raises DataError when a source is unknown, missing, damaged, or lacks what the stage learns.
     """
     loaded = []
     for name, settings in recipe.data.items():
         options = dict(settings)
         weight = float(options.pop("weight", 1.0))
-        loaded.append(Source(name, _read(name, folder, options), weight))
+        examples = read_source(name, folder, options)
+        check_fit(name, examples, recipe.stage)
+        loaded.append(Source(name, examples, weight))
     return loaded
-
-
-def _read(name: str, folder: Path, options: dict[str, Any]) -> list[Example]:
-    kind = options.pop("kind", name)
-    if kind == "gsm8k":
-        return read.gsm8k(folder / "gsm8k", options["languages"])
-    if kind == "mawps_asdiv":
-        return read.mawps_asdiv(folder / "mawps_asdiv" / "train.csv")
-    if kind == "tatoeba":
-        return read.tatoeba(folder / "tatoeba", options.get("languages", ()))
-    if kind == "ntrex":
-        return read.ntrex(folder / "ntrex", options.get("languages", ()), options.get("longest", 10_000))
-    if kind == "generator":
-        seed = int(options.get("seed", 1))
-        # `english_only`: the English renderings, with the names and units of all the languages.
-        english_only = bool(options.get("english_only", False))
-        return [
-            Example(
-                "en" if english_only else language,
-                problem.english if english_only else problem.query,
-                problem.english,
-                problem.response,
-            )
-            for language in options["languages"]
-            for problem in generate(language, int(options["count"]), seed)
-        ]
-    raise DataError(f"unknown data source {kind!r}: known are gsm8k, mawps_asdiv, tatoeba, ntrex, generator")

@@ -61,7 +61,7 @@ def linear_start(
     layer = embedding_of(llm)
     # Through the layer, not out of its table: Gemma's multiplies by √d.
     table = layer(torch.arange(cast(Any, layer).weight.shape[0])).float()
-    usable = [text for text in texts if text.isascii()]
+    usable = [text for text in texts if text.isascii() and text.strip()]
     language = "en" if encoder_tokenizer.frames else ""
     gram = cross = state_sum = target_sum = None
     count = 0

@@ -6,6 +6,7 @@ Everything follows from the seed: the n-th batch is the same in every run, which
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,9 +39,11 @@ def _endless(examples: Sequence[Example], generator: random.Random) -> Iterator[
 def draw(sources: Sequence[Source], seed: int) -> Iterator[Example]:
     """Endless stream: each draw picks a source by weight, then its next example; a source is reshuffled when used up.
 
-    Raises DataError when a source is empty.
+    Raises DataError when a source is empty or its weight is not above 0.
     """
     for source in sources:
+        if not 0 < source.weight < math.inf:
+            raise DataError(f"the data source {source.name!r} has the weight {source.weight:g}: it must be above 0")
         if not source.examples:
             raise DataError(f"the data source {source.name!r} has no examples")
     generator = random.Random(seed)
@@ -51,14 +54,16 @@ def draw(sources: Sequence[Source], seed: int) -> Iterator[Example]:
 
 
 def hold_out(sources: Sequence[Source], one_in: int = 64) -> tuple[list[Source], list[Source]]:
-    """Split each source into what is trained on and what is held out, by a checksum of the English text.
+    """Split each source into what is trained on and what is held out, by a checksum of the English text, if there is one.
 
     The translations of one question thus fall on the same side. Sources too small to lose an example are kept whole.
     """
     kept, held = [], []
     for source in sources:
-        out = [example for example in source.examples if zlib.crc32(example.english.encode()) % one_in == 0]
-        rest = [example for example in source.examples if zlib.crc32(example.english.encode()) % one_in != 0]
+        out, rest = [], []
+        for example in source.examples:
+            checksum = zlib.crc32((example.english or example.query).encode())
+            (rest if checksum % one_in else out).append(example)
         kept.append(Source(source.name, rest or source.examples, source.weight))
         if out:
             held.append(Source(source.name, out, source.weight))

@@ -1,27 +1,37 @@
 """Read the published training sets that the embedded default is made of.
 
-Each reader takes the folder of one set, in the layout of its publisher, and returns examples. Rows that cannot be read raise
-DataError with file and line. What this module does not know: tokens, prompts, stages.
+Each reader takes the folder of one set, in the layout of its publisher, and returns examples. Rows that cannot be used are
+counted and reported (rows.py). What this module does not know: tokens, prompts, stages, the general formats (readers.py).
 """
 
 from __future__ import annotations
 
 import csv
-import json
+import io
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 from mindmerger.errors import DataError
+from mindmerger_train.data.rows import (
+    ALLOWED,
+    BadRow,
+    BadRows,
+    checked_text,
+    decoded,
+    json_rows,
+    lines_of,
+    text_lines,
+    text_of,
+)
 
 
 @dataclass(frozen=True)
 class Example:
-    """A text in `language`; what it says in English; and, for a question, the English solution."""
+    """A text in `language`; what it says in English ("" where that is not known); and, for a question, the response."""
 
     language: str
     query: str
@@ -29,37 +39,32 @@ class Example:
     response: str = ""
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise DataError(f"training data {path} is missing") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"training data {path} is not UTF-8: {error}") from error
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(_lines(path), start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: no JSON object ({error})") from error
-    return rows
-
-
-def gsm8k(folder: Path, languages: Sequence[str]) -> list[Example]:
+def gsm8k(folder: Path, languages: Sequence[str], allowed_bad: float = ALLOWED) -> list[Example]:
     """GSM8K questions in `languages` (`en.jsonl` and translations joined by `gsm8k_index`) with the English solutions."""
-    english = _json_lines(folder / "en.jsonl")
+    bad = BadRows(f"GSM8K in {folder}", allowed_bad)
+    english: dict[int, tuple[str, str]] = {}
+    for number, row in json_rows(folder / "en.jsonl", bad):
+        try:
+            english[number - 1] = text_of(row, "question"), text_of(row, "answer")
+        except BadRow as reason:
+            bad.add(folder / "en.jsonl", number, reason)
     examples = []
     for language in languages:
+        if language == "en":
+            examples += [Example("en", question, question, answer) for question, answer in english.values()]
+            bad.good += len(english)
+            continue
         path = folder / f"{language}.jsonl"
-        for number, row in enumerate(english if language == "en" else _json_lines(path), start=1):
+        for number, row in json_rows(path, bad):
             try:
-                source = row if language == "en" else english[row["gsm8k_index"]]
-                examples.append(Example(language, row["question"], source["question"], source["answer"]))
-            except (KeyError, IndexError, TypeError) as error:
-                raise DataError(f"{path}, line {number}: missing or wrong field {error}") from error
+                index = row.get("gsm8k_index")
+                if not isinstance(index, int) or isinstance(index, bool) or index not in english:
+                    raise BadRow(f"gsm8k_index {index!r} is no row of en.jsonl")
+                examples.append(Example(language, text_of(row, "question"), *english[index]))
+                bad.good += 1
+            except BadRow as reason:
+                bad.add(path, number, reason)
+    bad.close()
     return examples
 
 
@@ -110,60 +115,97 @@ def _tidy(text: str) -> str:
     return re.sub(r"\$\s+", "$", re.sub(r"\s{2,}", " ", text)).strip()
 
 
-def mawps_asdiv(path: Path, seed: int = 0) -> list[Example]:
+def mawps_asdiv(path: Path, seed: int = 0, allowed_bad: float = ALLOWED) -> list[Example]:
     """MAWPS and ASDiv-A word problems with solutions worked out from their equations.
 
     Half of the questions keep the set's spaced punctuation, so that the LLM reads both.
     """
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-    except FileNotFoundError as error:
-        raise DataError(f"training data {path} is missing") from error
+    bad = BadRows(str(path), allowed_bad)
     generator = random.Random(seed)
     examples = []
-    for number, row in enumerate(rows, start=2):
+    try:
+        text = b"\n".join(lines_of(path)).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8: {error}") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        missing = [name for name in ("Question", "Numbers", "Equation") if name not in (reader.fieldnames or ())]
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: no CSV ({error})") from error
+    if missing:
+        raise DataError(f"{path} has no column {missing[0]!r}")
+    for number, row in rows:
         try:
-            numbers = [_plain(Decimal(text)) for text in row["Numbers"].split()]
-            steps, result = solve_prefix(row["Equation"], numbers)
-            question = re.sub(r"number(\d+)", lambda match: numbers[int(match[1])], row["Question"])  # noqa: B023
-        except (KeyError, IndexError, ValueError, ArithmeticError) as error:
-            raise DataError(f"{path}, row {number}: {error}") from error
+            numbers = [_plain(Decimal(text)) for text in text_of(row, "Numbers").split()]
+            steps, result = solve_prefix(text_of(row, "Equation"), numbers)
+            question = re.sub(r"number(\d+)", lambda match: numbers[int(match[1])], text_of(row, "Question"))  # noqa: B023
+        except (IndexError, ValueError, ArithmeticError, RecursionError) as error:
+            bad.add(path, number, error)
+            continue
         if generator.random() < 0.5:
             question = _tidy(question)
         examples.append(Example("en", question, question, "\n".join(steps) + f"\n#### {_plain(result)}"))
+        bad.good += 1
+    bad.close()
     return examples
 
 
-def tatoeba(folder: Path, languages: Sequence[str] = ()) -> list[Example]:
+def tatoeba(folder: Path, languages: Sequence[str] = (), allowed_bad: float = ALLOWED) -> list[Example]:
     """Sentence pairs, one `LANGUAGE.tsv` each (language TAB English); all languages of the folder by default."""
+    bad = BadRows(f"the pairs in {folder}", allowed_bad)
     examples = []
     for path in sorted(folder.glob("*.tsv")):
         if languages and path.stem not in languages:
             continue
-        for number, line in enumerate(_lines(path), start=1):
-            parts = line.split("\t")
-            if len(parts) != 2:
-                raise DataError(f"{path}, line {number}: expected two columns, found {len(parts)}")
-            examples.append(Example(path.stem, parts[0], parts[1]))
+        for number, line in text_lines(path, bad):
+            try:
+                parts = line.split("\t")
+                if len(parts) != 2:
+                    raise BadRow(f"expected two columns, found {len(parts)}")
+                query, english = checked_text(parts[0], path.stem), checked_text(parts[1], "en")
+                examples.append(Example(path.stem, query, english))
+                bad.good += 1
+            except BadRow as reason:
+                bad.add(path, number, reason)
+    bad.close()
     if not examples:
         raise DataError(f"no sentence pairs for {list(languages) or 'any language'} in {folder}")
     return examples
 
 
-def ntrex(folder: Path, languages: Sequence[str] = (), longest: int = 10_000) -> list[Example]:
+def ntrex(
+    folder: Path, languages: Sequence[str] = (), longest: int = 10_000, allowed_bad: float = ALLOWED
+) -> list[Example]:
     """News sentences, `LANGUAGE.txt` line-aligned with `en.txt`; English sentences over `longest` characters left out."""
-    english = _lines(folder / "en.txt")
+    bad = BadRows(f"the texts in {folder}", allowed_bad)
     examples = []
     for path in sorted(folder.glob("*.txt")):
-        if path.stem == "en" or (languages and path.stem not in languages):
-            continue
-        lines = _lines(path)
-        if len(lines) != len(english):
-            raise DataError(f"{path} has {len(lines)} lines, {folder / 'en.txt'} has {len(english)}")
-        examples += [
-            Example(path.stem, text, source)
-            for text, source in zip(lines, english, strict=True)
-            if len(source) <= longest
-        ]
+        if path.stem != "en" and (not languages or path.stem in languages):
+            pairs = aligned_lines([path, folder / "en.txt"], bad)
+            examples += [Example(path.stem, text, english) for _, (text, english) in pairs if len(english) <= longest]
+    bad.close()
     return examples
+
+
+def aligned_lines(paths: Sequence[Path], bad: BadRows) -> list[tuple[int, list[str]]]:
+    """(number, one line of each file), the files aligned line by line; a line that is empty in any of them is bad.
+
+    Raises DataError when a file is missing or they have not equally many lines.
+    """
+    files = [lines_of(path) for path in paths]
+    for path, lines in zip(paths, files, strict=True):
+        if len(lines) != len(files[0]):
+            raise DataError(
+                f"{paths[0]} has {len(files[0])} lines and {path} has {len(lines)}: aligned files have equally many"
+            )
+    rows = []
+    for number, lines in enumerate(zip(*files, strict=True), start=1):
+        try:
+            texts = [checked_text(decoded(line), path.name) for path, line in zip(paths, lines, strict=True)]
+        except BadRow as reason:
+            bad.add(paths[0], number, reason)
+            continue
+        bad.good += 1
+        rows.append((number, texts))
+    return rows
