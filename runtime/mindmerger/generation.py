@@ -13,7 +13,13 @@ FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the time went, in milliseconds; `tokens_per_second` is of the decode alone."""
+    """Where the time went, in milliseconds of wall time; `tokens_per_second` is of the decode alone.
+
+    tokenise: checks, the encoder's tokens and the prompt's. encode: encoder *and* merger, which are one graph and cannot be
+    told apart. prefill: BOS, soft prompt and prompt. decode: the rest, sampling and text among it. `first_token_ms` is the
+    sum until the first token was drawn. In a batch, encode is an equal share of its encoder batch, and decode goes on while
+    others are served.
+    """
 
     tokenise_ms: float
     encode_ms: float
