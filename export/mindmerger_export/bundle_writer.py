@@ -152,6 +152,11 @@ def _build(request: Request, checkpoint: Checkpoint, folder: Path, progress: Pro
     if request.max_pieces is not None and not request.prune_texts:
         raise InputError("--max-pieces needs --prune-text: it is by a text's words that pieces are chosen")
     check_method(checkpoint.merger)
+    if checkpoint.encoder.frames:
+        raise CheckpointError(
+            f"the encoder {checkpoint.encoder.name} is told the language of its text (NLLB, M2M100), which a bundle cannot do "
+            "yet: train with an encoder that is not"
+        )
     # The LLM first: most of what can be wrong with the request shows here, before anything slow.
     progress("preparing the LLM")
     llm_files = prepare_llm(checkpoint, folder, request.llm, request.llm_type, request.llm_gguf)
@@ -193,7 +198,7 @@ def _build(request: Request, checkpoint: Checkpoint, folder: Path, progress: Pro
             parameters=facts.parameters,
             licence=checkpoint.llm.licence,
         ),
-        prompt=PromptInfo(prompt.template, prompt.bos_id, prompt.stop_ids),
+        prompt=PromptInfo(prompt.template, prompt.bos_id, prompt.stop_ids, prompt.before_ids, prompt.after_ids),
         files=(*graph_files, file_entry("tokenizer", folder / TOKENIZER_FILE), *llm_files.entries),
         generation=GenerationInfo(256, 0.0, checkpoint.calculator),
         gate=_gate_info(checkpoint),
@@ -334,7 +339,7 @@ def _prompt_rows(gguf: Path, prompt: PromptInfo, texts: Mapping[str, str]) -> di
 
     table = EmbeddingTable(gguf)
     with LLM(gguf, context=64) as llm:
-        return {key: table.rows(llm.tokenise(prompt.render(text))) for key, text in texts.items()}
+        return {key: table.rows(prompt.ids(text, llm.tokenise)) for key, text in texts.items()}
 
 
 @contextmanager

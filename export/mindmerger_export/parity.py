@@ -107,7 +107,7 @@ class TorchAnswers:
         encoder_tokenizer: Any,
         filter_threshold: float = 0.1,
     ) -> None:
-        self._prompt = checkpoint.prompt
+        self.prompt = checkpoint.prompt
         self._module = module
         self._llm = cast(Any, llm)
         self._tokenizer = encoder_tokenizer
@@ -129,7 +129,7 @@ class TorchAnswers:
 
     @torch.no_grad()
     def _prefill(self, steered: Steered, prompt_ids: Sequence[int]) -> Any:
-        bos = [] if self._prompt.bos_id is None else [self._prompt.bos_id]
+        bos = [] if self.prompt.bos_id is None else [self.prompt.bos_id]
         parts = [self._embed(bos)]
         if steered.soft_prompt is not None:
             parts.append(torch.from_numpy(steered.soft_prompt).unsqueeze(0))
@@ -154,7 +154,7 @@ class TorchAnswers:
             top = output.logits[0, -1].float().topk(2)
             tokens.append(int(top.indices[0]))
             margins.append(float(top.values[0] - top.values[1]))
-            if tokens[-1] in self._prompt.stop_ids or len(tokens) >= n:
+            if tokens[-1] in self.prompt.stop_ids or len(tokens) >= n:
                 return first, tokens, margins
             output = self._llm(
                 input_ids=torch.tensor([tokens[-1:]]), past_key_values=output.past_key_values, use_cache=True
@@ -183,7 +183,7 @@ def compare_answer(
     reference: TorchAnswers, model: MergedModel, llm_tokenizer: Any, question: str, tokens: int = GREEDY_TOKENS
 ) -> Answer:
     """Compare one question's logits and greedy continuation. ParityError when its prompt has other ids."""
-    prompt_ids = llm_tokenizer.encode(model.manifest.prompt.render(question))
+    prompt_ids = llm_tokenizer.prompt_ids(reference.prompt, question)
     if prompt_ids != model.prompt_ids(question):
         raise ParityError(f"llama.cpp and transformers tokenise the prompt of {question[:60]!r} differently")
     wanted_logits, wanted, margins = reference.answer(question, prompt_ids, tokens)

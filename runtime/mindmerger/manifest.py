@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -58,15 +59,27 @@ class LLMInfo:
 
 @dataclass(frozen=True)
 class PromptInfo:
-    """How the question is put to the LLM, and which tokens frame it."""
+    """How the question is put to the LLM, and which tokens frame it.
+
+    `before_ids` and `after_ids`, of a template with special tokens (chat): the ids around those of the question, which is then
+    tokenised alone, so that a special token in a question stays text. None: the rendered template is tokenised as one text.
+    """
 
     template: str
     bos_id: int | None
     stop_ids: tuple[int, ...]
+    before_ids: tuple[int, ...] | None = None
+    after_ids: tuple[int, ...] | None = None
 
     def render(self, question: str) -> str:
         """The prompt for `question`. Plain replacement: no other braces, and none in the question, are special."""
         return self.template.replace("{question}", question)
+
+    def ids(self, question: str, tokenise: Callable[[str], list[int]]) -> list[int]:
+        """The ids of the prompt for `question`, without BOS; `tokenise` is the LLM's, with special tokens as text."""
+        if self.before_ids is None or self.after_ids is None:
+            return tokenise(self.render(question))
+        return [*self.before_ids, *tokenise(question), *self.after_ids]
 
 
 @dataclass(frozen=True)
@@ -174,7 +187,9 @@ class Manifest:
             "languages": list(self.languages),
             "encoder": asdict(self.encoder),
             "llm": asdict(self.llm),
-            "prompt": asdict(self.prompt),
+            "prompt": {
+                key: value for key, value in asdict(self.prompt).items() if value is not None or key == "bos_id"
+            },
             "injection_scale": self.injection_scale,
             "generation": asdict(self.generation),
             "filter_threshold": self.filter_threshold,
@@ -328,6 +343,8 @@ def _parse(document: Any) -> Manifest:
             template=prompt.text("template"),
             bos_id=prompt.get("bos_id", (int, type(None)), "a whole number or null"),
             stop_ids=prompt.integers("stop_ids"),
+            before_ids=prompt.integers("before_ids") if "before_ids" in prompt.value else None,
+            after_ids=prompt.integers("after_ids") if "after_ids" in prompt.value else None,
         ),
         injection_scale=top.number("injection_scale"),
         generation=GenerationInfo(
@@ -409,9 +426,12 @@ def _check(manifest: Manifest) -> None:
         raise _fault("prompt.template", "must contain {question} exactly once")
     if "\0" in prompt.template:
         raise _fault("prompt.template", "must not contain a NUL character")
-    ids = [*prompt.stop_ids] + ([] if prompt.bos_id is None else [prompt.bos_id])
+    ids = [*prompt.stop_ids, *(prompt.before_ids or ()), *(prompt.after_ids or ())]
+    ids += [] if prompt.bos_id is None else [prompt.bos_id]
     if not all(0 <= token < llm.vocabulary for token in ids):
-        raise _fault("prompt", f"has a bos_id or stop_ids outside the LLM's vocabulary of {llm.vocabulary}")
+        raise _fault("prompt", f"has ids outside the LLM's vocabulary of {llm.vocabulary}")
+    if (prompt.before_ids is None) != (prompt.after_ids is None):
+        raise _fault("prompt", "has before_ids without after_ids, or the reverse")
     if not (math.isfinite(manifest.injection_scale) and manifest.injection_scale > 0):
         raise _fault("injection_scale", "must be a positive number")
     if not 0 <= manifest.filter_threshold <= 2:

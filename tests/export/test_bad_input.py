@@ -114,8 +114,9 @@ def test_missing_parts(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "adapter.gguf").unlink()
     fails(checkpoint, tmp_path, CheckpointError, "adapter")
     (checkpoint / "adapter.gguf").write_bytes(adapter)
-    (checkpoint.parent / "encoder" / "tokenizer.json").unlink()
-    fails(checkpoint, tmp_path, CheckpointError, "tokenizer.json")
+    # what the folder says of a tokenizer is not enough to make one of
+    (checkpoint.parent / "encoder" / "tokenizer.json").write_text("{}", encoding="utf-8")
+    fails(checkpoint, tmp_path, MindMergerError, "tokenizer")
     fails(tmp_path / "nowhere", tmp_path, CheckpointError, "no checkpoint")
 
 
