@@ -13,6 +13,7 @@ from mindmerger.errors import CheckpointError, InputError
 from mindmerger_train import encoders, llms
 from mindmerger_train.checkpoint import Checkpoint, file_sha256, load_checkpoint, resolve_checkpoint
 from mindmerger_train.data.mixture import Source
+from mindmerger_train.fresh import fresh_checkpoint
 from mindmerger_train.gate import GateSpec
 from mindmerger_train.merger import Merger
 from mindmerger_train.recipe import Recipe
@@ -32,6 +33,8 @@ def build_task(
     torch.manual_seed(recipe.schedule.seed)
     random.seed(recipe.schedule.seed)
     checkpoint = stage_checkpoint(recipe, merger)
+    if recipe.stage != "reason" or merger:
+        checkpoint.encoder.check_languages({example.language for source in sources for example in source.examples})
     if adapter is not None and not adapter.is_file():
         raise CheckpointError(f"no adapter at {adapter}")
     if recipe.stage == "reason":
@@ -84,9 +87,14 @@ def stage_checkpoint(recipe: Recipe, merger: str | None) -> Checkpoint:
     else:
         if recipe.stage == "steering":
             raise InputError("steering needs a checkpoint to start from: --merger runs/augmentation")
-        encoder, llm = encoders.default_spec(recipe.layers), llms.default_spec()
-        fresh = Merger(encoder.output_width, llm.width, recipe.method or "mindmerger")
-        checkpoint = Checkpoint(fresh, encoder, llm, llms.default_prompt())
+        checkpoint = fresh_checkpoint(
+            recipe.encoder,
+            recipe.llm,
+            recipe.prompt,
+            recipe.layers,
+            method=recipe.method or "mindmerger",
+            calculator=recipe.calculator,
+        )
     return replace(checkpoint, languages=recipe.languages or checkpoint.languages)
 
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from mindmerger.cache import writable_folder
 from mindmerger.errors import CheckpointError, InputError
 from mindmerger_train import spm
-from mindmerger_train.language_codes import DEFAULT, Frame, frames_of
+from mindmerger_train.language_codes import DEFAULT, Frame, frames_of, names_languages
 
 FILE = "tokenizer.json"
 # Raise it when the conversion changes: converted files are kept.
@@ -154,8 +154,10 @@ def tokenizer_class(folder: Path) -> str:
 
 def read_frames(folder: Path, default: str = "en") -> dict[str, Frame]:
     """The frames of a translation encoder's folder; empty for other encoders. Raises CheckpointError, see `frames_of`."""
+    family = tokenizer_class(folder)
+    if not names_languages(family):
+        return {}
     tokenizer = Tokenizer.from_file(str(tokenizer_file(folder)))
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    family = tokenizer_class(folder)
     legacy = bool(_json(folder / "tokenizer_config.json").get("legacy_behaviour", False))
     return frames_of(family, vocabulary, legacy=legacy, default=default)

@@ -7,7 +7,7 @@ does not know: LLMs, mappings, data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -47,6 +47,14 @@ class EncoderSpec:
     def output_width(self) -> int:
         """Width of the states handed to the mapping."""
         return self.width * max(1, len(self.layers))
+
+    def check_languages(self, languages: Iterable[str]) -> None:
+        """Raises CheckpointError when the encoder wants to be told the language and has no token for one of these."""
+        lacking = sorted(set(languages) - set(self.frames)) if self.frames else []
+        if lacking:
+            raise CheckpointError(
+                f"the encoder {self.name} has no source-language token for {', '.join(lacking)}: leave these languages out"
+            )
 
     def to_json(self) -> dict[str, Any]:
         data = {**asdict(self), "layers": list(self.layers), "combine": "concat"}

@@ -58,6 +58,15 @@ class Frame:
         return cls(tuple(map(int, data["prefix"])), tuple(map(int, data["suffix"])))
 
 
+def _family(tokenizer_class: str) -> str:
+    return re.sub(r"tokenizer(fast)?$", "", tokenizer_class.lower())
+
+
+def names_languages(tokenizer_class: str) -> bool:
+    """Whether the texts of this class of tokenizers are marked with their language."""
+    return _family(tokenizer_class) in _SHAPES
+
+
 def frames_of(
     family: str, vocabulary: Mapping[str, int], eos: str = "</s>", *, legacy: bool = False, default: str = "en"
 ) -> dict[str, Frame]:
@@ -67,7 +76,7 @@ def frames_of(
     of texts of which nothing is known. Languages without a two-letter code keep the encoder's own (`ace_Latn`).
     Raises CheckpointError when such a tokenizer has no language tokens, no `eos`, or not the default language.
     """
-    family = re.sub(r"tokenizer(fast)?$", "", family.lower())
+    family = _family(family)
     if family not in _SHAPES:
         return {}
     shape, place = _SHAPES[family]

@@ -24,7 +24,8 @@ class Recipe:
     """One stage. `data` maps a source's name to its settings (`weight` and the reader's own).
 
     `method`: what a run without a checkpoint to start from trains (default `mindmerger`), and the method that `steering` makes
-    out of its checkpoint (default and only choice `st-merge`). `gate`: options of `GateSpec`, for a new gate.
+    out of its checkpoint (default and only choice `st-merge`). `gate`: options of `GateSpec`, for a new gate. `encoder`, `llm`,
+    `prompt` and `calculator`: of a run without a checkpoint to start from (fresh.py).
     """
 
     stage: str
@@ -32,6 +33,10 @@ class Recipe:
     data: dict[str, dict[str, Any]]
     method: str = ""
     gate: dict[str, Any] = field(default_factory=dict)
+    encoder: dict[str, Any] = field(default_factory=dict)
+    llm: dict[str, Any] = field(default_factory=dict)
+    prompt: dict[str, Any] = field(default_factory=dict)
+    calculator: bool = True
     steering: Steering = field(default_factory=Steering)
     sources: Sources = field(default_factory=Sources)
     states: Keeping = field(default_factory=Keeping)
