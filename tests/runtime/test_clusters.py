@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from mindmerger.cli.clusters import ClusterBuffer
 
 # scripts where it matters: combining Latin, Devanagari, Bengali, Thai, Arabic, Hebrew, Hangul, emoji, flags
-SCRIPTS = (
-    "aé\u0301 \r\n०कखषज्ि़ाौंঃকষ্যিกำ้ีຳعَبَّ\u0600\u06ddשָׁ한ᄀ각ᆨᅡ🇪🇸🇰👩\u200d👧🏽❤\ufe0f\u200c\u200dമ്ല"
-)
+SCRIPTS = "aé\u0301 \r\n०कखषज्ि़ाौंঃকষ্যিกำ้ีຳعَبَّ\u0600\u06ddשָׁ한ᄀ각ᆨᅡ🇪🇸🇰👩\u200d👧🏽❤\ufe0f\u200c\u200dമ്ല"
 TEXT = st.lists(st.text(st.one_of(st.sampled_from(SCRIPTS), st.characters()), max_size=8), max_size=8)
 
 

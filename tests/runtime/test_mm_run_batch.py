@@ -15,6 +15,7 @@ import pytest
 
 from tests import tiny
 from tests.runtime.conftest import ROOT, Run
+from tests.runtime.terminal import Terminal
 
 LINES = 12
 # Every answer takes a while to be written, so that there is a middle to be interrupted in.
@@ -143,3 +144,25 @@ def test_refused_before_anything_is_loaded(mm_run: Run, tmp_path: Path, asked: P
         assert result.returncode == code and word in result.stderr.decode(), result.stderr
         assert b"Traceback" not in result.stderr and result.stdout == b""
     assert not output.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals")
+def test_progress_on_a_terminal(tmp_path: Path, arithmetic_bundle: Path, asked: Path) -> None:
+    with Terminal(*arguments(asked, tmp_path / "a.jsonl", arithmetic_bundle), prelude=SLOW) as terminal:
+        terminal.expect(rf"answering +\[.*{LINES}/{LINES}")
+        terminal.expect(f"{LINES} answered, 0 failed")
+        assert terminal.end() == 0
+        assert "\x1b[?25h" in terminal.raw  # the cursor that the bar hides is shown again
+
+
+def test_failed_questions_are_asked_again(mm_run: Run, tmp_path: Path, arithmetic_bundle: Path, asked: Path) -> None:
+    output = tmp_path / "a.jsonl"
+    command = arguments(asked, output, arithmetic_bundle, "--quiet")
+    assert mm_run(*command).returncode == 0
+    first, *rest = records(output)
+    # as a machine that was out of memory for one question would have left it
+    failed = {"line": first["line"], "error": "no memory", "error_kind": "ModelError", "run": first["run"]}
+    output.write_text("".join(json.dumps(record) + "\n" for record in (failed, *rest)), encoding="utf-8")
+    assert mm_run(*command).returncode == 10
+    assert mm_run(*command, "--retry-failed").returncode == 0
+    assert records(output) == [*rest, first]
