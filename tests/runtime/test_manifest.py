@@ -37,6 +37,42 @@ def test_round_trip(tmp_path: Path) -> None:
     assert read.to_json() == manifest.to_json()
 
 
+GATE = {"languages": ["sw", "en"], "granularity": "token", "language_input": "soft"}
+
+
+def test_a_gate_and_prompt_ids_round_trip(tmp_path: Path) -> None:
+    value = document() | {"method": "st-merge", "gate": GATE}
+    value["prompt"] |= {"before_ids": [1, 5], "after_ids": []}
+    read = read_manifest(write(tmp_path, value))
+    assert read.gate is not None and read.gate.names == ("unknown", "sw", "en")
+    assert read.prompt.ids("hola", lambda text: [len(text)]) == [1, 5, 4]
+    assert json.loads(read.to_json()) == value
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"languages": ["sw", "sw"]}, "gate.languages"),
+        ({"languages": ["unknown language"]}, "gate.languages"),
+        ({"languages": "sw"}, "gate.languages"),
+        ({"granularity": "matrix"}, "gate.granularity"),
+        ({"language_input": None}, "gate.language_input"),
+        ({"language_input": "hard"}, "gate.language_input"),
+    ],
+)
+def test_a_wrong_gate_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    value = document() | {"method": "st-merge", "gate": GATE | change}
+    with pytest.raises(BundleError, match=words):
+        read_manifest(write(tmp_path, value))
+
+
+def test_a_bundle_of_format_1_0_is_read(tmp_path: Path) -> None:
+    value = document() | {"format_version": "1.0"}
+    del value["gate"]
+    read = read_manifest(write(tmp_path, value))
+    assert read.gate is None and read.prompt.before_ids is None
+
+
 def test_newer_minor_version_and_unknown_keys_are_accepted(tmp_path: Path) -> None:
     value = document()
     value["format_version"] = "1.7"
@@ -98,6 +134,12 @@ def _drop(*keys: Any) -> Callable[[dict[str, Any]], None]:
         (_set("generation", "temperature", to=-1), "generation.temperature"),
         (_set("generation", "calculator", to=1), "generation.calculator"),
         (_set("filter_threshold", to=3), "filter_threshold"),
+        (_set("gate", to={"languages": []}), "gate.granularity"),
+        (_set("gate", to={"languages": ["sw"], "granularity": "scalar", "language_input": "soft"}), "gate"),
+        (_set("method", to="st-merge"), "gate"),
+        (_set("gate", to=[]), "gate"),
+        (_set("prompt", "before_ids", to=[1]), "before_ids"),
+        (_set("prompt", "before_ids", to=None), "before_ids"),
         (_set("files", to={}), "files"),
         (_set("files", to=[]), "files"),
         (_set("files", 0, "path", to="../../etc/passwd"), "files[0].path"),
