@@ -5,6 +5,7 @@ What this module does not know: anything but results.
 
 from __future__ import annotations
 
+import math
 from html import escape
 
 from mindmerger_train.evaluation.results import AVERAGE, Results, Share
@@ -23,6 +24,7 @@ def draw(results: Results) -> str:
     legend, lines = _legend(results, width)
     top = _TOP + (lines - 1) * _LEGEND_LINE
     height = top + _HEIGHT + 64
+    full = max(1, math.ceil(5 * max(share.interval.high for arm in arms for share in arm.shares.values()))) / 5
     summary = "; ".join(f"{arm.title} {100 * arm.shares[AVERAGE].value:.1f} %" for arm in arms)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
@@ -33,7 +35,7 @@ def draw(results: Results) -> str:
         f'<text x="{_LEFT}" y="22" font-size="14" font-weight="600">{escape(results.benchmark)}: right answers, %'
         f" ({results.asked} questions)</text>",
         *legend,
-        *_axis(top, width),
+        *_axis(top, width, full),
     ]
     for number, row in enumerate(results.rows):
         left = _LEFT + _GAP + number * group
@@ -44,7 +46,7 @@ def draw(results: Results) -> str:
             )
         for place, arm in enumerate(arms):
             parts += _bar(
-                left + place * _BAR, top, arm.shares[row], _COLOURS[place % len(_COLOURS)], f"{row}, {arm.title}"
+                left + place * _BAR, top, arm.shares[row], full, _COLOURS[place % len(_COLOURS)], f"{row}, {arm.title}"
             )
         weight = ' font-weight="600"' if row == AVERAGE else ""
         middle = left + len(arms) * _BAR / 2
@@ -71,10 +73,11 @@ def _legend(results: Results, width: int) -> tuple[list[str], int]:
     return parts, line + 1
 
 
-def _axis(top: int, width: int) -> list[str]:
+def _axis(top: int, width: int, full: float) -> list[str]:
+    """Lines every 20 %, up to the share `full`; closer where that would be one line."""
     parts = []
-    for percent in range(0, 101, 20):
-        y = top + _HEIGHT * (1 - percent / 100)
+    for percent in range(0, round(100 * full) + 1, 20 if full > 0.4 else 5):
+        y = top + _HEIGHT * (1 - percent / 100 / full)
         parts.append(
             f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y}" y2="{y}" stroke="{"#222" if percent == 0 else "#e2e2e2"}"/>'
         )
@@ -82,15 +85,16 @@ def _axis(top: int, width: int) -> list[str]:
     return parts
 
 
-def _bar(left: float, top: int, share: Share, colour: str, name: str) -> list[str]:
+def _bar(left: float, top: int, share: Share, full: float, colour: str, name: str) -> list[str]:
     def y(value: float) -> float:
-        return round(top + _HEIGHT * (1 - value), 1)
+        return round(top + _HEIGHT * (1 - value / full), 1)
 
     middle, interval = left + (_BAR - 2) / 2, share.interval
+    height = round(_HEIGHT * share.value / full, 1)
     words = f"{name}: {100 * share.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}], n = {share.n}"
     ends = [f"M{middle - 3} {y(bound)}h6" for bound in (interval.low, interval.high)]
     return [
         f"<g><title>{escape(words)}</title>"
-        f'<rect x="{left}" y="{y(share.value)}" width="{_BAR - 2}" height="{round(_HEIGHT * share.value, 1)}" fill="{colour}"/>'
+        f'<rect x="{left}" y="{y(share.value)}" width="{_BAR - 2}" height="{height}" fill="{colour}"/>'
         f'<path d="M{middle} {y(interval.low)}V{y(interval.high)}{"".join(ends)}" stroke="#222" fill="none"/></g>'
     ]

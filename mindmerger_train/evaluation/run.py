@@ -7,6 +7,7 @@ model computes them.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -162,8 +163,7 @@ class Progress:
     """How far it is, on stderr: a bar with the remaining time on a terminal, else a line now and then."""
 
     def __init__(self, total: int, done_before: int) -> None:
-        stream = click.get_text_stream("stderr")
-        self._stream = stream
+        stream = sys.stderr
         self._bar: Any = (
             click.progressbar(length=total, label="generations", show_pos=True, show_eta=True, file=stream)
             if stream.isatty()
