@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,11 +89,11 @@ def tokenizer_file(folder: Path) -> Path:
     """
     if (folder / FILE).is_file():
         return folder / FILE
-    sources = [path for path in (spm.find_model(folder), *(folder / n for n in _SOURCES)) if path and path.is_file()]
+    sources = [folder / name for name in (*spm.FILES, *_VOCABULARIES) if (folder / name).is_file()]
     if not sources:
-        raise CheckpointError(
-            f"{folder} has no {FILE} and nothing to make one of ({', '.join((*spm.FILES, *_SOURCES))})"
-        )
+        names = ", ".join((*spm.FILES, *_VOCABULARIES))
+        raise CheckpointError(f"{folder} has no {FILE} and nothing to make one of ({names})")
+    sources += [folder / name for name in _SETTINGS if (folder / name).is_file()]
     digest = hashlib.sha256(_CONVERSION.encode())
     for path in sources:
         digest.update(path.name.encode() + path.read_bytes())
@@ -100,13 +101,14 @@ def tokenizer_file(folder: Path) -> Path:
     kept = writable_folder("tokenizers") or Path(tempfile.mkdtemp(prefix="mindmerger-tokenizer-"))
     target = kept / name
     if not target.is_file():
-        temporary = target.with_name(f".{name}.{id(sources):x}")
+        temporary = target.with_name(f".{name}.{secrets.token_hex(4)}")
         temporary.write_text(_converted(folder).to_str(), encoding="utf-8")
         temporary.replace(target)
     return target
 
 
-_SOURCES = ("vocab.txt", "vocab.json", "merges.txt", "tokenizer_config.json", "config.json")
+_VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt")
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
 
 
 def _converted(folder: Path) -> Tokenizer:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mindmerger.errors import CheckpointError, InputError
-from mindmerger_train.llms import LLMSpec, PromptSpec, load_hf_tokenizer
+from mindmerger_train.llms import LLMSpec, LLMTokenizer, PromptSpec, load_hf_tokenizer
 
 PLAIN = "Question: {question}\nAnswer:\n"
 ALPACA = (
@@ -26,6 +26,7 @@ TEMPLATES = {"plain": PLAIN, "alpaca": ALPACA, "question": QUESTION}
 CHAT = "chat"
 
 _MARK = "QUESTION\u2402MARK"
+_PROBE = "What is 2 + 3?"
 
 
 def prompt_spec(
@@ -96,10 +97,13 @@ def _chat(llm: LLMSpec, tokenizer: Any, bos: bool | None, system: str, options: 
     before, after = asked.split(_MARK)
     template = f"{before.replace('{question}', '')}{{question}}{after.replace('{question}', '')}"
     stops = _stop_ids(llm, eos)
-    specials = {token for token in tokenizer.get_added_vocab() if token}
-    if not any(token in before or token in after for token in specials):
-        return PromptSpec(template, bos_id, eos, stops)
-    return PromptSpec(template, bos_id, eos, stops, *_ids_around(tokenizer, before, after))
+    # As the template is meant to be read: with its special tokens, BOS among them.
+    whole = _ids(tokenizer, (bos_text if begins_with_bos else "") + before + _PROBE + after)
+    whole = whole[1:] if begins_with_bos else whole
+    prompt = PromptSpec(template, bos_id, eos, stops)
+    if LLMTokenizer(tokenizer).encode(prompt.render(_PROBE)) == whole:
+        return prompt
+    return PromptSpec(template, bos_id, eos, stops, *_ids_around(tokenizer, whole, before, after))
 
 
 def _rendered(llm: LLMSpec, tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:
@@ -123,19 +127,19 @@ def _end_of_answer(llm: LLMSpec, tokenizer: Any, messages: list[dict[str, str]],
     return int(tokenizer.eos_token_id)
 
 
-def _ids_around(tokenizer: Any, before: str, after: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Ids before and after a question that is tokenised alone, as near to the whole text's as can be.
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text in which special tokens are special."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
-    A SentencePiece tokenizer puts a space before every text, so that a space before the question would be there twice.
+
+def _ids_around(tokenizer: Any, whole: list[int], before: str, after: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids before and after a question that is tokenised alone; `whole` are those of the template with the probe in it.
+
+    Where the probe's own ids are found in the whole, the rest is taken from there: a SentencePiece tokenizer puts a space
+    before every text, so that one before the question would be there twice.
     """
-
-    def ids(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
-
-    probe = "What is 2 + 3?"
-    whole, question = ids(before + probe + after), ids(probe)
-    for first in (ids(before), ids(before.rstrip(" "))):
-        start = len(first) + len(question)
-        if whole[:start] == [*first, *question]:
-            return tuple(first), tuple(whole[start:])
-    return tuple(ids(before)), tuple(ids(after))
+    question = _ids(tokenizer, _PROBE)
+    for start in range(len(whole) - len(question) + 1):
+        if whole[start : start + len(question)] == question:
+            return tuple(whole[:start]), tuple(whole[start + len(question) :])
+    return tuple(_ids(tokenizer, before)), tuple(_ids(tokenizer, after))
