@@ -76,9 +76,9 @@ def read_benchmark(
     wanted = tuple(languages) or tuple(sorted(found))
     for language in wanted:
         if not found.get(language):
-            raise DataError(
-                f"{path} has no {kind} questions in {language!r}: it has {', '.join(sorted(found)) or 'none at all'}"
-            )
+            there = {*found, *(own for own, _ in _files(kind, path, ()) if own)}
+            has = ", ".join(sorted(there)) or "none at all"
+            raise DataError(f"{path} has no {kind} questions in {language!r}: it has {has}")
     return [question for language in wanted for question in found[language]]
 
 

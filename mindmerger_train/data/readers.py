@@ -83,9 +83,8 @@ def _chosen(
     empty = [language for language in languages if not by_reader and language not in counts]
     if empty or not kept:
         found = ", ".join(sorted({example.language for example in examples})) or "no rows at all"
-        raise DataError(
-            f"the data source {name!r} has no data in {empty[0] if empty else 'any language'}: it has {found}"
-        )
+        what = f"no data in {empty[0]!r}" if empty else "no data"
+        raise DataError(f"the data source {name!r} has {what}: it has {found}")
     return kept
 
 

@@ -31,13 +31,25 @@ def test_gsm8k_translations_are_joined_by_index(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ['{"gsm8k_index": 9, "question": "x"}', '{"question": "x"}', "{", '{"gsm8k_index": 0}']
+    "line",
+    ['{"gsm8k_index": 9, "question": "x"}', '{"question": "x"}', "{", '{"gsm8k_index": 0}', '{"gsm8k_index": true}'],
 )
 def test_gsm8k_bad_rows_name_file_and_line(tmp_path, line):
     write_gsm8k(tmp_path / "g")
     (tmp_path / "g" / "es.jsonl").write_text(line)
     with pytest.raises(DataError, match=r"es\.jsonl, line 1"):
         sources.gsm8k(tmp_path / "g", ["es"])
+
+
+def test_a_few_bad_rows_are_left_out_and_told(tmp_path, capsys):
+    write_gsm8k(tmp_path / "g")
+    rows = [json.dumps({"gsm8k_index": 1, "question": "¿P?"})] * 300
+    (tmp_path / "g" / "es.jsonl").write_text("\n".join([*rows, "{", '{"gsm8k_index": 77, "question": "x"}']))
+    assert len(sources.gsm8k(tmp_path / "g", ["es"])) == 300
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "warning: 2 of 302 rows" in captured.err
+    assert "es.jsonl, line 301" in captured.err and "line 302: gsm8k_index 77" in captured.err
 
 
 def test_equations_become_annotated_steps():
@@ -57,7 +69,10 @@ def test_mawps_rows(tmp_path):
     assert example.query in {"He has 3 pens , and 4 more . All ?", "He has 3 pens, and 4 more. All?"}
     assert example.response == "3 + 4 = <<3+4=7>>7\n#### 7"
     path.write_text("Question,Numbers,Equation\nhe,3.0,+ number0 number7\n")
-    with pytest.raises(DataError, match="row 2"):
+    with pytest.raises(DataError, match="line 2"):
+        sources.mawps_asdiv(path)
+    path.write_text("Question,Equation\nhe,+ 1 2\n")
+    with pytest.raises(DataError, match="no column 'Numbers'"):
         sources.mawps_asdiv(path)
 
 
@@ -69,7 +84,7 @@ def test_pairs_report_damage(tmp_path):
         sources.tatoeba(tmp_path, ["fr"])
     (tmp_path / "en.txt").write_text("a\nb\n")
     (tmp_path / "de.txt").write_text("a\n")
-    with pytest.raises(DataError, match="has 1 lines"):
+    with pytest.raises(DataError, match=r"has 1 lines and .* has 2"):
         sources.ntrex(tmp_path)
 
 
@@ -87,6 +102,8 @@ def test_the_mixture_follows_seed_and_weights():
     assert {e for e in first if e.startswith("b")} == {f"b{i}" for i in range(10)}
     with pytest.raises(DataError, match="'c' has no examples"):
         next(draw([Source("c", [], 1.0)], 0))
+    with pytest.raises(DataError, match="must be above 0"):
+        next(draw([Source("a", examples("a", 3), 0.0)], 0))
 
 
 def test_translations_are_held_out_together():
@@ -96,6 +113,13 @@ def test_translations_are_held_out_together():
     assert out[0] == out[1]
     assert 10 < len(out[0]) < 60
     assert not out[0] & {e.english for source in kept for e in source.examples}
+
+
+def test_what_has_no_english_is_not_all_held_out():
+    parts = [Source("es", [Example("es", f"pregunta {i}", "") for i in range(2000)], 1.0)]
+    kept, held = hold_out(parts)
+    assert 10 < len(held[0].examples) < 60
+    assert len(kept[0].examples) + len(held[0].examples) == 2000
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(40, 100))

@@ -72,6 +72,6 @@ def test_the_command_says_what_is_wrong(tmp_path):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert result.returncode == 7
-    assert result.stderr.strip().splitlines()[-1].startswith("mm-train: training data")
+    assert result.stderr.strip().splitlines()[-1].startswith("mm-train: the data file")
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
