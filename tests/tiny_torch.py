@@ -64,58 +64,67 @@ def bpe_tokenizer(folder: Path, size: int = 400) -> int:
     return int(tokenizer.get_vocab_size())
 
 
-def encoder_folder(folder: Path, kind: str) -> EncoderSpec:
-    """A random encoder of three blocks: `bert` (its layers 1 and 2) or `mt5` (the last)."""
+def random_encoder(kind: str, rows: int, width: int = WIDTH, scale: float = 0.2) -> nn.Module:
+    """A random encoder of three blocks with `rows` embeddings: `bert` or `mt5` (the encoder half)."""
     from transformers import BertConfig, BertModel, MT5Config, MT5EncoderModel
 
+    torch.manual_seed(2)
+    if kind == "mt5":
+        return MT5EncoderModel(
+            MT5Config(vocab_size=rows, d_model=width, d_kv=16, d_ff=width * 3 // 2, num_layers=3, num_heads=4)
+        )
+    return BertModel(
+        BertConfig(
+            vocab_size=rows,
+            hidden_size=width,
+            num_hidden_layers=3,
+            num_attention_heads=width // 16,
+            intermediate_size=width * 3 // 2,
+            max_position_embeddings=2 * width,
+            initializer_range=scale,
+        ),
+        add_pooling_layer=False,
+    )
+
+
+def random_llama(tokens: int, *, tied: bool) -> nn.Module:
+    """A random Llama of two blocks with grouped heads, frozen."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=tokens,
+        hidden_size=WIDTH,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=tied,
+        attn_implementation="eager",
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def encoder_folder(folder: Path, kind: str) -> EncoderSpec:
+    """A Hugging Face folder of `random_encoder`: `bert` (its layers 1 and 2) or `mt5` (the last)."""
     folder.mkdir(parents=True)
     pieces = unigram_tokenizer(folder / "tokenizer.json")
-    torch.manual_seed(2)
-    model: Any
-    if kind == "bert":
-        model = BertModel(
-            BertConfig(
-                vocab_size=pieces + 5,  # e5's table has rows that no piece names
-                hidden_size=WIDTH,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                intermediate_size=96,
-                max_position_embeddings=128,
-                initializer_range=0.2,
-            ),
-            add_pooling_layer=False,
-        )
-    else:
-        model = MT5EncoderModel(
-            MT5Config(vocab_size=pieces, d_model=WIDTH, d_kv=16, d_ff=96, num_layers=3, num_heads=4)
-        )
+    # e5's table has rows that no piece names
+    model: Any = random_encoder(kind, pieces + (5 if kind == "bert" else 0))
     model.save_pretrained(folder)
     layers = (1, 2) if kind == "bert" else ()
     return EncoderSpec(str(folder), f"tiny-{kind}", kind, WIDTH, layers, 128, "MIT")
 
 
 def llm_folder(folder: Path) -> LLMSpec:
-    """A random Llama of two blocks with grouped heads."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+    """A Hugging Face folder of `random_llama`, untied."""
     folder.mkdir(parents=True)
-    tokens = bpe_tokenizer(folder)
-    torch.manual_seed(1)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=tokens,
-            hidden_size=WIDTH,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            initializer_range=0.2,
-            bos_token_id=1,
-            eos_token_id=2,
-            tie_word_embeddings=False,
-        )
-    ).save_pretrained(folder)
+    model: Any = random_llama(bpe_tokenizer(folder), tied=False)
+    model.save_pretrained(folder)
     return LLMSpec(str(folder), "tiny-llama", "llama", WIDTH, "MIT")
 
 

@@ -1,4 +1,4 @@
-"""Tiny random models of the real architectures, for tests of training."""
+"""The tiny random models (tests/tiny_torch.py) as tests of training use them: without folders and tokenizers."""
 
 from __future__ import annotations
 
@@ -10,46 +10,20 @@ from mindmerger_train.checkpoint import Checkpoint
 from mindmerger_train.encoders import Encoder, EncoderSpec
 from mindmerger_train.llms import LLMSpec, PromptSpec
 from mindmerger_train.merger import Merger
+from tests.tiny_torch import WIDTH, random_encoder, random_llama
 
-WIDTH = 64
 VOCABULARY = 300
 PROMPT = PromptSpec(template="Q: {question}\nA:", bos_id=1, eos_id=2, stop_ids=(2,))
 
 
 def tiny_llama() -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-        attn_implementation="eager",
-    )
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
+    return random_llama(VOCABULARY, tied=True)
 
 
 def tiny_encoder(kind: str) -> Encoder:
-    from transformers import BertConfig, BertModel, MT5Config, MT5EncoderModel
-
-    torch.manual_seed(2)
     if kind == "bert":
-        config = BertConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            intermediate_size=48,
-            max_position_embeddings=64,
-        )
-        return Encoder(BertModel(config, add_pooling_layer=False), (1, 3))
-    config = MT5Config(vocab_size=VOCABULARY, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4)
-    return Encoder(MT5EncoderModel(config), ())
+        return Encoder(random_encoder("bert", VOCABULARY, 32, 0.02), (1, 3))
+    return Encoder(random_encoder("mt5", VOCABULARY), ())
 
 
 @pytest.fixture(params=["bert", "mt5"])

@@ -237,27 +237,10 @@ def test_names_of_languages():
 
 # Wild input: whatever a file holds, a reader returns sound rows or raises DataError.
 
-FIELD = st.sampled_from(
-    [
-        "language",
-        "query",
-        "english",
-        "response",
-        "m_query",
-        "question",
-        "answer",
-        "answerKey",
-        "choices",
-        "stem",
-        "text",
-        "label",
-        "sentence1",
-        "sentence2",
-        "gold_label",
-        "lang",
-        "x",
-    ]
-)
+FIELD = st.sampled_from([
+    "language", "query", "english", "response", "m_query", "question", "answer", "answerKey", "choices", "stem", "text",
+    "label", "sentence1", "sentence2", "gold_label", "lang", "x",
+])  # fmt: skip
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELD, inner, max_size=4),
