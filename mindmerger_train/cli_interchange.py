@@ -38,16 +38,17 @@ def import_command(file: Path, encoder: str, llm: str, out: Path, languages: str
         from mindmerger_train import encoders, llms
         from mindmerger_train.checkpoint import Checkpoint, save_checkpoint
         from mindmerger_train.interchange import read_published
+        from mindmerger_train.prompts import prompt_spec
 
         merger = read_published(file)
-        encoder_spec, llm_spec = encoders.spec_of(encoder), llms.spec_of(llm)
+        encoder_spec, llm_spec = encoders.spec_from_folder(Path(encoder)), llms.spec_from_folder(Path(llm))
         widths = (merger.mlp.linear1.in_features, merger.end_boundary.shape[2])  # type: ignore[union-attr]
         if widths != (encoder_spec.output_width, llm_spec.width):
             raise CheckpointError(
                 f"{file} maps width {widths[0]} to {widths[1]}; this encoder has {encoder_spec.output_width} and "
                 f"this LLM {llm_spec.width}"
             )
-        prompt = llms.prompt_of(llm_spec, template)
+        prompt = prompt_spec(llm_spec, template or "alpaca")
         codes = tuple(code.strip() for code in (languages or "").split(",") if code.strip())
         training = {"imported_from": file.name}
         save_checkpoint(

@@ -57,7 +57,7 @@ class Published:
         with torch.no_grad():
             began = perf_counter()
             encoder_ids = self.tokenizer.encode(self.question).ids
-            prompt_ids = self.llm_tokenizer.encode(self.merged.prompt.render(self.question))
+            prompt_ids = self.llm_tokenizer.prompt_ids(self.merged.prompt, self.question)
             tokenised = perf_counter()
             row = Row(encoder_ids, prompt_ids, [])
             soft, prompts, _ = self.task._parts([row])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -110,7 +110,7 @@ def _read(path: Path) -> tuple[Any, Any]:
         raise CheckpointError(
             f"{path} has to be converted, which needs the package sentencepiece: pip install sentencepiece protobuf"
         ) from error
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = cast(Any, sentencepiece_model_pb2).ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
         processor = SentencePieceProcessor(model_file=str(path))
@@ -170,7 +170,7 @@ def _compare(tokenizer: Tokenizer, processor: Any, path: Path, unknown: str) -> 
             )
 
 
-def _merged(tokens: list[str], unknown: str) -> list[str]:
+def _merged(tokens: Sequence[str | None], unknown: str) -> list[str | None]:
     """Runs of unknown pieces count as one: M2M100 knows fewer pieces than its SentencePiece file."""
     return [
         token for index, token in enumerate(tokens) if token != unknown or index == 0 or tokens[index - 1] != unknown

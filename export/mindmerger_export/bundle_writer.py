@@ -157,6 +157,11 @@ def _build(request: Request, checkpoint: Checkpoint, folder: Path, progress: Pro
             f"the encoder {checkpoint.encoder.name} is told the language of its text (NLLB, M2M100), which a bundle cannot do "
             "yet: train with an encoder that is not"
         )
+    if checkpoint.prompt.before_ids is not None:
+        raise CheckpointError(
+            "the checkpoint's prompt is a chat template with special tokens, which a bundle cannot hold yet: "
+            "train with a plain template"
+        )
     # The LLM first: most of what can be wrong with the request shows here, before anything slow.
     progress("preparing the LLM")
     llm_files = prepare_llm(checkpoint, folder, request.llm, request.llm_type, request.llm_gguf)

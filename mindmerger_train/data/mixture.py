@@ -60,7 +60,8 @@ def hold_out(sources: Sequence[Source], one_in: int = 64) -> tuple[list[Source],
     """
     kept, held = [], []
     for source in sources:
-        out, rest = [], []
+        out: list[Example] = []
+        rest: list[Example] = []
         for example in source.examples:
             checksum = zlib.crc32((example.english or example.query).encode())
             (rest if checksum % one_in else out).append(example)

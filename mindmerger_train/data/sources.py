@@ -200,9 +200,9 @@ def aligned_lines(paths: Sequence[Path], bad: BadRows) -> list[tuple[int, list[s
                 f"{paths[0]} has {len(files[0])} lines and {path} has {len(lines)}: aligned files have equally many"
             )
     rows = []
-    for number, lines in enumerate(zip(*files, strict=True), start=1):
+    for number, row in enumerate(zip(*files, strict=True), start=1):
         try:
-            texts = [checked_text(decoded(line), path.name) for path, line in zip(paths, lines, strict=True)]
+            texts = [checked_text(decoded(line), path.name) for path, line in zip(paths, row, strict=True)]
         except BadRow as reason:
             bad.add(paths[0], number, reason)
             continue

@@ -78,7 +78,7 @@ class TorchBackend:
         asked = []
         for index, question in enumerate(questions):
             try:
-                asked.append(self._prepare(index, question, sources, max_tokens))
+                asked.append(self._prepare(index, question, sources, max_tokens, wish.language or ""))
             except InputError as error:
                 yield Reply(index, error=str(error))
         # of about the same length: padding is work too
@@ -110,16 +110,16 @@ class TorchBackend:
         by_default = method != "langbridge" or question_in_prompt is True
         return wish, wished_sources(wish, FILTER_THRESHOLD, by_default)
 
-    def _prepare(self, index: int, question: str, sources: tuple[bool, bool], max_tokens: int) -> _Asked:
+    def _prepare(self, index: int, question: str, sources: tuple[bool, bool], max_tokens: int, language: str) -> _Asked:
         question = check_question(question)
         encoder_ids, prompt_ids = [], []
         if sources[0]:
-            encoder_ids = self._encoder_tokenizer.encode(question).ids
+            encoder_ids = self._encoder_tokenizer.encode(question, language).ids
             limit = self._checkpoint.encoder.max_tokens
             if len(encoder_ids) > limit:
                 raise InputError(f"the question has {len(encoder_ids)} tokens; the encoder reads at most {limit}")
         if sources[1]:
-            prompt_ids = self._tokenizer.encode(self._checkpoint.prompt.render(question))
+            prompt_ids = self._tokenizer.prompt_ids(self._checkpoint.prompt, question)
         length = 2 + len(encoder_ids) + len(prompt_ids) + max_tokens
         if length > self._context:
             raise InputError(f"the question and its answer take {length} positions; the LLM has {self._context}")
