@@ -57,6 +57,8 @@ def run_stage(order: Order) -> Progress:
     sources, held = hold_out(load_sources(recipe, order.data))
     task = build_task(recipe, sources, order.merger, order.adapter, fresh=not (order.resume and there))
     maker = row_maker(recipe, task.checkpoint)
+    recipe = count_epochs(recipe, maker, sources)
+    schedule = recipe.schedule
     _keep(task, recipe, maker, sources)
     held_rows = itertools.islice(maker.rows(draw(held or sources, schedule.seed), schedule.seed), recipe.held_out)
     held_out = cut_by_length(
@@ -76,6 +78,10 @@ def plan_stage(order: Order) -> Plan:
         checkpoint = replace(checkpoint, merger=with_gate(recipe, checkpoint))
         for name, parameter in checkpoint.merger.named_parameters():
             parameter.requires_grad_(name.startswith("gate.") or recipe.steering.train_mapping)
+    if recipe.epochs and order.data is None:
+        raise InputError(
+            "how long an epoch is depends on the data: give --data, or --set epochs=0 --set schedule.tokens=N"
+        )
     with_encoder = recipe.stage != "reason" or (order.merger is not None and checkpoint.method != "mono")
     shape, encodings, notes = None, 1.0, []
     if order.data is not None:
@@ -85,6 +91,7 @@ def plan_stage(order: Order) -> Plan:
         except (MindMergerError, OSError, ValueError) as error:
             notes.append(f"the tokenizers could not be loaded ({str(error).splitlines()[0]})")
         else:
+            recipe = count_epochs(recipe, maker, sources)
             shape = measured_shape(_rows(recipe, maker, sources), recipe.schedule, recipe.longest)
             visits = _visits(recipe, sources, shape.length)
             if with_encoder and recipe.states.wanted(visits):
@@ -107,6 +114,21 @@ def plan_stage(order: Order) -> Plan:
         out=order.out,
         notes=notes,
     )
+
+
+def count_epochs(recipe: Recipe, maker: RowMaker, sources: Sequence[Source]) -> Recipe:
+    """The recipe with `epochs` as a budget of tokens: examples × epochs × the mean length of a sample of rows."""
+    if not recipe.epochs:
+        return recipe
+    lengths = [row.length() for row in itertools.islice(_rows(recipe, maker, sources), SAMPLE)]
+    usable = [length for length in lengths if length <= recipe.longest]
+    if not usable:
+        raise DataError(
+            f"no example of the recipe's sources is at most {recipe.longest} positions long: raise `longest`"
+        )
+    # Rows over `longest` are drawn and left out: they take their place in an epoch, and no tokens.
+    tokens = recipe.epochs * sum(len(source.examples) for source in sources) * sum(usable) / len(lengths)
+    return replace(recipe, schedule=replace(recipe.schedule, tokens=max(1, round(tokens))))
 
 
 def _rows(recipe: Recipe, maker: RowMaker, sources: Sequence[Source]) -> Iterator[Row]:

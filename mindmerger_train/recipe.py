@@ -25,7 +25,8 @@ class Recipe:
 
     `method`: what a run without a checkpoint to start from trains (default `mindmerger`), and the method that `steering` makes
     out of its checkpoint (default and only choice `st-merge`). `gate`: options of `GateSpec`, for a new gate. `encoder`, `llm`,
-    `prompt` and `calculator`: of a run without a checkpoint to start from (fresh.py).
+    `prompt` and `calculator`: of a run without a checkpoint to start from (fresh.py). `epochs`, in place of
+    `schedule.tokens`: as many draws as there are examples in all sources, so often.
     """
 
     stage: str
@@ -46,6 +47,7 @@ class Recipe:
     linear_start: bool = True
     held_out: int = 96
     languages: tuple[str, ...] = ()
+    epochs: float = 0.0
 
 
 def _set(table: dict[str, Any], key: str, text: str) -> None:
@@ -76,7 +78,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             raise InputError(f"--set takes KEY=VALUE, got {override!r}")
         _set(table, key.strip(), value.strip())
     try:
-        schedule = Schedule(**_known(Schedule, table.pop("schedule"), path))
+        plan = table.pop("schedule")
+        if epochs := table.get("epochs", 0):
+            if "tokens" in plan or not isinstance(epochs, (int, float)) or epochs < 0:
+                raise InputError(f"{path}: give schedule.tokens, or epochs, a number above 0 (0: none), not both")
+            plan = {**plan, "tokens": 1}  # known once the data are: launch.py
+        schedule = Schedule(**_known(Schedule, plan, path))
         if "betas" in table:
             raise InputError(f"{path}: betas belong under [schedule]")
         table["steering"] = Steering(**_known(Steering, table.get("steering", {}), path))

@@ -12,10 +12,11 @@ import pytest
 from mindmerger.errors import DataError, InputError
 from mindmerger_train.recipe import load_recipe, load_sources
 
-RECIPES = sorted((Path(__file__).parents[2] / "models" / "recipes" / "nano").glob("*.toml"))
+FOLDER = Path(__file__).parents[2] / "models" / "recipes"
+RECIPES = sorted((FOLDER / "nano").glob("*.toml"))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*/*.toml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_shipped_recipes_load(path):
     recipe = load_recipe(path)
     assert recipe.schedule.tokens > 0
@@ -34,6 +35,36 @@ def test_overrides():
 def test_wrong_keys_are_named(override, message):
     with pytest.raises(InputError, match=message):
         load_recipe(RECIPES[0], [override])
+
+
+def test_the_papers_schedule_is_constant():
+    schedule = load_recipe(FOLDER / "papers" / "1-mapping.toml").schedule
+    assert {schedule.lr_at(round(share * schedule.tokens)) for share in (0, 0.3, 0.9, 1)} == {2e-5}
+
+
+def test_epochs_become_tokens(tmp_path):
+    """Three epochs over the rows that are not too long, counted in positions."""
+    from mindmerger_train.data.mixture import Source
+    from mindmerger_train.data.sources import Example
+    from mindmerger_train.launch import count_epochs
+    from mindmerger_train.layout import Row
+
+    class Lengths:
+        def rows(self, examples, _seed):
+            return (Row(None, [], [1] * (len(example.query) - 1)) for example in examples)
+
+    # 3 texts of 10 positions and 1 of 1000, which is left out
+    source = Source("s", [Example("en", "x" * 10, "", "")] * 3 + [Example("en", "x" * 1000, "", "")], 1.0)
+    recipe = load_recipe(FOLDER / "papers" / "1-mapping.toml")
+    assert count_epochs(recipe, Lengths(), [source]).schedule.tokens == 3 * 3 * 10
+    with pytest.raises(InputError, match="epochs"):
+        load_recipe(FOLDER / "papers" / "1-mapping.toml", ["schedule.tokens=5"])
+    with pytest.raises(InputError, match="epochs"):
+        load_recipe(FOLDER / "papers" / "1-mapping.toml", ["epochs=-1"])
+    with pytest.raises(InputError, match="tokens"):
+        load_recipe(FOLDER / "papers" / "1-mapping.toml", ["epochs=0"])
+    fixed = load_recipe(FOLDER / "papers" / "1-mapping.toml", ["epochs=0", "schedule.tokens=5"])
+    assert fixed.schedule.tokens == 5
 
 
 def test_missing_and_damaged_recipes(tmp_path):
