@@ -170,7 +170,7 @@ def load_encoder(spec: EncoderSpec) -> Encoder:
 
 
 # Encoder halves that have a class of their own: class, module, and where a whole model's file keeps their weights.
-_HALVES: dict[str, tuple[str, str, dict[str, str] | None]] = {
+HALVES: dict[str, tuple[str, str, dict[str, str] | None]] = {
     "t5": ("T5EncoderModel", "t5.modeling_t5", None),
     "mt5": ("MT5EncoderModel", "mt5.modeling_mt5", None),
     "umt5": ("UMT5EncoderModel", "umt5.modeling_umt5", None),
@@ -200,8 +200,8 @@ def _from_folder(folder: Path) -> nn.Module:
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     kind: Any = AutoModel
     mapping = None
-    if config.model_type in _HALVES:
-        name, module, mapping = _HALVES[config.model_type]
+    if config.model_type in HALVES:
+        name, module, mapping = HALVES[config.model_type]
         kind = getattr(importlib.import_module(f"transformers.models.{module}"), name)
     extra = {"key_mapping": mapping} if mapping else {}
     level = logging.get_verbosity()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mindmerger.errors import DataError, InputError, MindMergerError
+from mindmerger.errors import CheckpointError, DataError, InputError, MindMergerError
 from mindmerger_train.build import build_task, row_maker, stage_checkpoint, with_gate
 from mindmerger_train.data.mixture import Source, batches, cut_by_length, draw, hold_out
 from mindmerger_train.engine import train
@@ -72,8 +72,13 @@ def plan_stage(order: Order) -> Plan:
     """What the stage would need and take. Data and tokenizers are looked at where they are; weights are not."""
     from mindmerger_train.plan import assumed_shape, make_plan, measured_shape
 
-    recipe = order.recipe
-    checkpoint = stage_checkpoint(recipe, order.merger)
+    recipe, notes = order.recipe, []
+    try:
+        checkpoint = stage_checkpoint(recipe, order.merger)
+    except CheckpointError as error:
+        # Only the prompt needs the LLM's tokenizer; what is wrong besides will be found again.
+        checkpoint = stage_checkpoint(replace(recipe, prompt={"template": "question", "eos_id": 0}), order.merger)
+        notes.append(f"training would stop here: {error}")
     if recipe.stage == "steering":
         checkpoint = replace(checkpoint, merger=with_gate(recipe, checkpoint))
         for name, parameter in checkpoint.merger.named_parameters():
@@ -83,7 +88,7 @@ def plan_stage(order: Order) -> Plan:
             "how long an epoch is depends on the data: give --data, or --set epochs=0 --set schedule.tokens=N"
         )
     with_encoder = recipe.stage != "reason" or (order.merger is not None and checkpoint.method != "mono")
-    shape, encodings, notes = None, 1.0, []
+    shape, encodings = None, 1.0
     if order.data is not None:
         sources, _ = hold_out(load_sources(recipe, order.data))
         try:
