@@ -65,6 +65,8 @@ class Schedule:
         for name in ("tokens", "batch_tokens", "accumulate", "eval_tokens"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise InputError(f"schedule.{name} must be a whole number of at least 1, not {getattr(self, name)!r}")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"schedule.warmup is a share of the run, at least 0 and below 1, not {self.warmup!r}")
         if self.precision not in ("bf16", "no"):
             raise InputError(f"schedule.precision must be bf16 or no (float32), not {self.precision!r}")
 

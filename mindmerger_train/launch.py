@@ -78,7 +78,7 @@ def plan_stage(order: Order) -> Plan:
     except CheckpointError as error:
         # Only the prompt needs the LLM's tokenizer; what is wrong besides will be found again.
         checkpoint = stage_checkpoint(replace(recipe, prompt={"template": "question", "eos_id": 0}), order.merger)
-        notes.append(f"training would stop here: {error}")
+        notes.append(f"training would stop here: {str(error).splitlines()[0]}")
     if recipe.stage == "steering":
         checkpoint = replace(checkpoint, merger=with_gate(recipe, checkpoint))
         for name, parameter in checkpoint.merger.named_parameters():

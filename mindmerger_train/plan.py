@@ -210,7 +210,7 @@ def make_plan(
         count = sum(p.numel() for p in trained_module.parameters() if p.requires_grad)
         parts.append(Part("adapter", f"LoRA of rank {rank}, float32", count, count, count * 4e-9))
     trained = sum(part.trained for part in parts)
-    kept, flops = _trace(llm_model, merger if encoder is not None else None, shape)
+    kept, flops = trace(llm_model, merger if encoder is not None else None, shape)
     if encoder_model is not None:
         linear = sum(m.weight.numel() for m in encoder_model.modules() if isinstance(m, nn.Linear))
         flops += 2.0 * linear * shape.rows * shape.encoder_tokens * encodings
@@ -275,7 +275,7 @@ def _parts(
     return parts
 
 
-def _trace(llm: nn.Module, merger: Merger | None, shape: Shape) -> tuple[float, float]:
+def trace(llm: nn.Module, merger: Merger | None, shape: Shape) -> tuple[float, float]:
     """One forward and backward pass of a batch on the meta device: bytes that autograd keeps, operations of LLM and mapping.
 
     All in bfloat16, as autocast has it. The mask is given in four dimensions: transformers would look into one of two.
