@@ -110,7 +110,9 @@ class TorchBackend:
         by_default = method != "langbridge" or question_in_prompt is True
         return wish, wished_sources(wish, FILTER_THRESHOLD, by_default)
 
-    def _prepare(self, index: int, question: str, sources: tuple[bool, bool], max_tokens: int, language: str) -> _Asked:
+    def _prepare(
+        self, index: int, question: str, sources: tuple[bool, bool], max_tokens: int, language: str = ""
+    ) -> _Asked:
         question = check_question(question)
         encoder_ids, prompt_ids = [], []
         if sources[0]:
