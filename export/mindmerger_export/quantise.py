@@ -117,8 +117,9 @@ def pack(codes: Codes, bits: int) -> npt.NDArray[np.uint8]:
     return np.asarray(unsigned.reshape(count, width // BLOCK, BLOCK * bits // 8), dtype=np.uint8)
 
 
-# Matrices that stay in float32, by the names that graph.py gives to the gate's nodes: together a hundredth of its weights,
-# and rounded they would move the two weights directly.
+# Matrices that stay in float32, by the names that graph.py gives to the gate's nodes: they move the two weights directly.
+# Measured on the embedded default with a trained gate, w8: weights off by 0.0002 on average so, by 0.001 with these rounded
+# too, for 0.04 MB.
 _FLOAT_NODES = ("gate.hidden.", "gate.output.", "gate.language", "gate.matmul")
 
 
