@@ -162,8 +162,8 @@ def steer(
         soft_prompt=weighted,
         prompt=prompt_rows,
         question=question,
-        encoder_weight=float(encoder.mean()) if soft else 0.0,
-        llm_weight=float(llm.mean()) if question else 0.0,
+        encoder_weight=_mean(wish.encoder_weight, encoder) if soft else 0.0,
+        llm_weight=_mean(wish.llm_weight, llm) if question else 0.0,
     )
 
 
@@ -184,7 +184,7 @@ def _stays(weight: float, threshold: float) -> bool:
 
 
 def _mean(wished: float | None, weight: Floats) -> float:
-    return float(weight.mean()) if wished is None else wished
+    return float(weight.mean()) if wished is None else float(wished)
 
 
 def _weight(wished: float | None, weight: Floats | None) -> Floats:
