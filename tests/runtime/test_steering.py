@@ -143,7 +143,7 @@ def test_languages() -> None:
     assert given_language(None, GATE).tolist() == [0, 0, 0]  # type: ignore[union-attr]
     assert given_language("sw", GATE).tolist() == [0, 0, 1]  # type: ignore[union-attr]
     assert given_language("unknown", GATE).tolist() == [1, 0, 0]  # type: ignore[union-attr]
-    with pytest.raises(InputError, match="'xx'.*en, sw.*'unknown'"):
+    with pytest.raises(InputError, match=r"'xx'.*en, sw.*'unknown'"):
         given_language("xx", GATE)
     with pytest.raises(InputError, match="no gate"):
         given_language("sw", None)
