@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mindmerger.batch import BatchItem
     from mindmerger.errors import BundleError, InputError, MindMergerError, ModelError
     from mindmerger.generation import Generation, GenerationStream, Timings
     from mindmerger.loading import load
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
+    "BatchItem": "batch",
     "BundleError": "errors",
     "Generation": "generation",
     "GenerationStream": "generation",
@@ -38,6 +40,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BatchItem",
     "BundleError",
     "Generation",
     "GenerationStream",

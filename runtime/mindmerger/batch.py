@@ -163,7 +163,9 @@ def _passes(
         length = -(-length // 256) * 256  # llama.cpp's own unit
         ordered: list[_Question] = []
         for start in range(0, len(part), _WINDOW):
-            ordered += sorted(part[start : start + _WINDOW], key=lambda question: question.plan.positions)
+            window = part[start : start + _WINDOW]
+            # the longest first: what ends last should be short, for it leaves the other slots empty
+            ordered += sorted(window, key=lambda question: question.plan.positions, reverse=True)
         yield ordered, max(1, min(slots, len(part), room // length)), length
 
 
