@@ -157,10 +157,10 @@ def test_cancel_ends_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
         monkeypatch.setattr(model.llm, "piece", cancel_at_the_hundredth)
         found = list(model.generate_batch(["", *QUESTIONS], slots=4, max_new_tokens=900))
-        assert len(drawn) == 100
+        assert 100 <= len(drawn) < 104  # the step in which it came is finished
         assert found[0].error
         assert [item.generation and item.generation.finish_reason for item in found[1:]] == ["cancelled"] * 4
-        assert all(item.generation and len(item.generation.token_ids) == 25 for item in found[1:])
+        assert all(item.generation and 20 < len(item.generation.token_ids) < 40 for item in found[1:])
         assert model.answer("hola").finish_reason != "cancelled"
         assert len(list(model.generate_batch(QUESTIONS, slots=4))) == len(QUESTIONS)
 
