@@ -143,7 +143,8 @@ def test_iterator_is_dropped_or_closed(model: MergedModel) -> None:
 
 
 def test_cancel_ends_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with mindmerger.load(tiny.bundle(tmp_path / "b"), threads=1, context=4096) as model:
+    endless = tiny.bundle(tmp_path / "b", recipe=tiny.Recipe(stop_ids=()))
+    with mindmerger.load(endless, threads=1, context=4096) as model:
         drawn = []
         piece = model.llm.piece
 
