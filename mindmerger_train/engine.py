@@ -308,7 +308,7 @@ class _Run:
         self.log.line(line)
         if value < progress.best or not self.held_out:
             progress.best, progress.best_step = value if self.held_out else math.inf, progress.step
-            training = {
+            training: dict[str, object] = {
                 "tokens": progress.tokens,
                 "steps": progress.step,
                 "seconds": round(progress.seconds),

@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="timed optimiser steps a process, after one warm-up")
     parser.add_argument("--examples", type=int, default=32, help="examples of an optimiser step")
     parser.add_argument("--micro", type=int, default=8, help="micro-batch of the published style")
-    parser.add_argument("--batch-tokens", type=int, default=2400, help="positions of one of our batches")
+    parser.add_argument("--batch-tokens", type=int, default=1200, help="positions of one of our batches")
     parser.add_argument("--data", type=Path, help="folder with gsm8k/ to draw half of the examples from")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
