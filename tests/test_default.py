@@ -48,7 +48,9 @@ def test_some_hand_written_questions_of_every_language_are_right(model):
     assert len(rows) == 60
     assert len({row["language"] for row in rows}) == 10
     bare = [row for row in rows if row["kind"] == "bare"]
-    right = sum(float(model.answer(row["question"], max_new_tokens=128).answer or -1) == float(row["answer"]) for row in bare)
+    right = sum(
+        float(model.answer(row["question"], max_new_tokens=128).answer or -1) == float(row["answer"]) for row in bare
+    )
     assert right >= 5
 
 

@@ -37,7 +37,9 @@ def test_the_readme_begins_with_run_and_test():
 # In order: the exported bundle is asked by the command after it.
 @pytest.mark.parametrize("command", SHELL)
 def test_shell_commands(command, environment):
-    result = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
     if "15 + 27" in command and "--no-merge" not in command:
@@ -74,5 +76,7 @@ def test_make_run_in_a_clean_clone(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().splitlines()[-1] == "Answer: 42"
-    packages = {path.name.split("-")[0] for path in (tmp_path / "clone" / ".venv").glob("lib/*/site-packages/*.dist-info")}
+    packages = {
+        path.name.split("-")[0] for path in (tmp_path / "clone" / ".venv").glob("lib/*/site-packages/*.dist-info")
+    }
     assert not packages & {"torch", "transformers", "optimum", "accelerate", "onnx"}

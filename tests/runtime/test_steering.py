@@ -72,7 +72,9 @@ def test_a_weight_of_exactly_one_leaves_the_prompt_as_tokens() -> None:
 
 
 def test_a_wish_replaces_rows_and_dimensions_by_a_scalar() -> None:
-    found = steered(opinion(np.linspace(0.2, 1.8, 8), np.array([[0.3], [1.0], [1.9]])), encoder_weight=2, llm_weight=0.25)
+    found = steered(
+        opinion(np.linspace(0.2, 1.8, 8), np.array([[0.3], [1.0], [1.9]])), encoder_weight=2, llm_weight=0.25
+    )
     assert np.array_equal(found.soft_prompt[:-1], 2 * ROWS[:-1])
     assert np.array_equal(found.prompt, np.float32(0.25) * PROMPT)
     # what is told is what was asked for, not its nearest float32
