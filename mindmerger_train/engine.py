@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any, Protocol, cast
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
@@ -182,11 +182,7 @@ class _Run:
         self.task, self.held_out, self.schedule, self.folder = task, held_out, schedule, folder
         # A second run in one process may want another precision.
         AcceleratorState._reset_state()
-        self.accelerator = Accelerator(
-            mixed_precision=precision,
-            cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        )
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
         self.main = bool(self.accelerator.is_main_process)
         for part in (getattr(task, "llm", None), getattr(task, "encoder", None)):
             if isinstance(part, nn.Module):
