@@ -122,8 +122,10 @@ def _panel(title: str, curves: Sequence[Curve], bounds: tuple[float, float] | No
     ys = [y for curve in curves for _, y in curve.points]
     x_high = max(xs) or 1.0
     low, high = bounds or (min(ys), max(ys))
-    if high - low < 1e-9:
-        low, high = low - 0.5, high + 0.5
+    if high - low < 1e-6 * max(1.0, abs(high)):
+        # A flat line in the middle; half a unit is nothing beside a number that diverged.
+        margin = max(0.5, 1e-3 * abs(high))
+        low, high = low - margin, high + margin
     if bounds is None:
         low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
     right, bottom = WIDTH - RIGHT, PANEL - BOTTOM

@@ -1,5 +1,16 @@
-"""All tests read sentences in English, whatever the locale of the machine."""
+"""All tests read sentences in English, whatever the locale of the machine, and may interrupt their children."""
 
 import os
+import signal
+
+from hypothesis import settings
 
 os.environ["MINDMERGER_LANG"] = "en"
+# In the background of a shell without job control Ctrl-C is ignored, and children inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in every run, so that a red run is about the change at hand; HYPOTHESIS=explore looks for new ones.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS", "same"))

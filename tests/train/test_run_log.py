@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mindmerger.errors import InputError, ModelError
@@ -108,6 +108,7 @@ NUMBER = st.one_of(st.floats(), st.integers(-(10**9), 10**9), st.none(), st.text
     ),
     st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8),
 )
+@example([{"step": 0, "tokens": 0, "loss": 4503599627370498.0}] * 2, "")
 def test_any_log_gives_a_drawing_that_is_xml_and_in_the_picture(lines, name):
     picture = draw(lines, name)
     if picture is None:
