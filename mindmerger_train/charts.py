@@ -117,9 +117,14 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(index * step, 10) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def _bounded(value: float) -> float:
+    """Differences of what is drawn must stay finite numbers."""
+    return min(max(value, -1e30), 1e30)
+
+
 def _panel(title: str, curves: Sequence[Curve], bounds: tuple[float, float] | None) -> str:
     xs = [x for curve in curves for x, _ in curve.points]
-    ys = [y for curve in curves for _, y in curve.points]
+    ys = [_bounded(y) for curve in curves for _, y in curve.points]
     x_high = max(xs) or 1.0
     low, high = bounds or (min(ys), max(ys))
     if high - low < 1e-6 * max(1.0, abs(high)):
@@ -134,7 +139,7 @@ def _panel(title: str, curves: Sequence[Curve], bounds: tuple[float, float] | No
         return LEFT + (right - LEFT) * x / x_high
 
     def at_y(y: float) -> float:
-        return bottom - (bottom - TOP) * (y - low) / (high - low)
+        return bottom - (bottom - TOP) * (_bounded(y) - low) / (high - low)
 
     parts = [f'<text class="t" x="{LEFT}" y="26">{escape(title)}</text>']
     for value in ticks(low, high):
