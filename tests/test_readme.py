@@ -43,7 +43,7 @@ def test_shell_commands(command, environment):
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
     if "15 + 27" in command and "--no-merge" not in command:
-        assert result.stdout.strip().splitlines()[-1] == "Answer: 42"
+        assert result.stdout.strip().splitlines()[-1].strip() == "Answer: 42"
 
 
 def test_the_python_example(environment):
@@ -75,7 +75,7 @@ def test_make_run_in_a_clean_clone(tmp_path):
         timeout=900,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip().splitlines()[-1] == "Answer: 42"
+    assert result.stdout.strip().splitlines()[-1].strip() == "Answer: 42"
     packages = {
         path.name.split("-")[0] for path in (tmp_path / "clone" / ".venv").glob("lib/*/site-packages/*.dist-info")
     }
