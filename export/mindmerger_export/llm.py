@@ -18,7 +18,8 @@ import numpy.typing as npt
 from mindmerger.bake import bake
 from mindmerger.cache import sha256_of
 from mindmerger.errors import BundleError, CheckpointError, InputError
-from mindmerger.manifest import BAKE_TYPES, FileInfo
+from mindmerger.manifest import FileInfo
+from mindmerger.manifest_rules import BAKE_TYPES
 from mindmerger.packages import find_package_file
 from mindmerger_train.checkpoint import Checkpoint
 from mindmerger_train.llms import PACKAGE_FILE, PACKAGE_SOURCE

@@ -38,7 +38,7 @@ from mindmerger.gguf_file import (
     tensor_bytes,
 )
 from mindmerger.i18n import _
-from mindmerger.manifest import BAKE_TYPES
+from mindmerger.manifest_rules import BAKE_TYPES
 
 # Part of the key of a baked file: raise it when the same inputs no longer give the same bytes.
 RECIPE = 1

@@ -1,29 +1,24 @@
 """The manifest of a bundle: what `manifest.json` may say, and nothing about where files lie or how they are read.
 
 docs/bundle.md is the contract. Export builds a `Manifest` and writes `to_json()`; the runtime reads it with
-`read_manifest()`. Both go through the same validation, so a manifest that export can write, the runtime can read.
+`read_manifest()`. Both go through the same rules (manifest_rules.py), so a manifest that export can write, the runtime can
+read.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mindmerger.errors import BundleError
 from mindmerger.i18n import _
+from mindmerger.manifest_rules import FORMAT_VERSION, check, check_version, fault
 
 FORMAT = "mindmerger-bundle"
-FORMAT_VERSION = "1.1"
 MANIFEST_NAME = "manifest.json"
-METHODS = ("mindmerger", "langbridge", "st-merge")
-BAKE_TYPES = ("q8_0", "q4_1")
-GRANULARITIES = ("scalar", "vector", "token")
-LANGUAGE_INPUTS = ("soft", "forced", "none")
 UNKNOWN_LANGUAGE = "unknown"
 # A manifest is a few kilobytes; one of many megabytes is not a manifest, and parsing it would only hide that.
 _MAX_BYTES = 16 * 1024 * 1024
@@ -158,7 +153,7 @@ class Manifest:
     format_version: str = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        _check(self)
+        check(self)
 
     def file(self, role: str) -> FileInfo:
         """The one file with `role`; BundleError when there is none (validation has excluded two)."""
@@ -248,7 +243,7 @@ class _Object:
 
     def __init__(self, value: Any, where: str) -> None:
         if not isinstance(value, dict):
-            raise _fault(where or "the document", "must be an object")
+            raise fault(where or "the document", "must be an object")
         self.value: dict[str, Any] = value
         self.where = where
 
@@ -259,11 +254,11 @@ class _Object:
         if key not in self.value:
             if default is not ...:
                 return default
-            raise _fault(self.name(key), "is missing")
+            raise fault(self.name(key), "is missing")
         value = self.value[key]
         # bool is an int to Python, not to anybody else
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise _fault(self.name(key), f"must be {described}")
+            raise fault(self.name(key), f"must be {described}")
         return value
 
     def text(self, key: str) -> str:
@@ -276,12 +271,12 @@ class _Object:
         try:
             return float(self.get(key, (int, float), "a number", default))
         except OverflowError:
-            raise _fault(self.name(key), "is too large") from None
+            raise fault(self.name(key), "is too large") from None
 
     def integers(self, key: str) -> tuple[int, ...]:
         values = self.get(key, list, "a list of whole numbers")
         if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-            raise _fault(self.name(key), "must be a list of whole numbers")
+            raise fault(self.name(key), "must be a list of whole numbers")
         return tuple(values)
 
     def object(self, key: str) -> _Object:
@@ -296,10 +291,6 @@ class _Object:
         return [_Object(value, f"{self.name(key)}[{i}]") for i, value in enumerate(values)]
 
 
-def _fault(field_name: str, what: str) -> BundleError:
-    return BundleError(f"{field_name} {what}; export the bundle again with mm-export")
-
-
 def _parse(document: Any) -> Manifest:
     top = _Object(document, "")
     if top.text("format") != FORMAT:
@@ -308,7 +299,7 @@ def _parse(document: Any) -> Manifest:
         )
     version = top.text("format_version")
     # The version comes before everything else: of a newer major version, no other field is known to mean the same.
-    _check_version(version)
+    check_version(version)
     languages = top.get("languages", list, "a list of language codes")
     encoder, llm, prompt = top.object("encoder"), top.object("llm"), top.object("prompt")
     generation = top.object("generation")
@@ -378,129 +369,3 @@ def _parse(document: Any) -> Manifest:
         tools={str(key): str(value) for key, value in tools.items()},
         parity=top.get("parity", dict, "an object", {}),
     )
-
-
-# ------------------------------------------------------------------------------------------------- validation
-
-
-def _check_version(version: str) -> None:
-    match = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", version)
-    if match is None:
-        raise _fault("format_version", f"must look like {FORMAT_VERSION!r}, not {version[:20]!r}")
-    if match[1] != FORMAT_VERSION.split(".")[0]:
-        raise BundleError(
-            _(
-                "the bundle has format version {version} and this MindMerger reads {major}.x: pip install -U "
-                "mindmerger, or export the bundle again"
-            ).format(version=version, major=FORMAT_VERSION.split(".")[0])
-        )
-
-
-def _positive(name: str, *values: int) -> None:
-    # 2^31 - 1: what the native libraries count with
-    if not all(0 < value < 2**31 for value in values):
-        raise _fault(name, "must be between 1 and 2147483647")
-
-
-def _check(manifest: Manifest) -> None:
-    """What types alone do not say. Dataclasses built by export pass here too."""
-    _check_version(manifest.format_version)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", manifest.name):
-        raise _fault("name", "must be 1 to 100 letters, digits, '.', '_' or '-'")
-    if manifest.method not in METHODS:
-        raise _fault("method", f"must be one of {', '.join(METHODS)}, not {manifest.method[:40]!r}")
-    if not _are_codes(manifest.languages):
-        raise _fault("languages", "must be a list of language codes such as 'sw'")
-    _check_gate(manifest)
-    encoder, llm, prompt = manifest.encoder, manifest.llm, manifest.prompt
-    for name in ("width", "max_tokens", "vocabulary"):
-        _positive(f"encoder.{name}", getattr(encoder, name))
-    for name in ("width", "vocabulary", "context"):
-        _positive(f"llm.{name}", getattr(llm, name))
-    for name, parameters in (("encoder", encoder.parameters), ("llm", llm.parameters)):
-        if parameters <= 0:
-            raise _fault(f"{name}.parameters", "must be positive")
-    if not encoder.layers or not all(abs(layer) < 10_000 for layer in encoder.layers):
-        raise _fault("encoder.layers", "must name at least one layer")
-    if prompt.template.count("{question}") != 1:
-        raise _fault("prompt.template", "must contain {question} exactly once")
-    if "\0" in prompt.template:
-        raise _fault("prompt.template", "must not contain a NUL character")
-    ids = [*prompt.stop_ids, *(prompt.before_ids or ()), *(prompt.after_ids or ())]
-    ids += [] if prompt.bos_id is None else [prompt.bos_id]
-    if not all(0 <= token < llm.vocabulary for token in ids):
-        raise _fault("prompt", f"has ids outside the LLM's vocabulary of {llm.vocabulary}")
-    if (prompt.before_ids is None) != (prompt.after_ids is None):
-        raise _fault("prompt", "has before_ids without after_ids, or the reverse")
-    if not (math.isfinite(manifest.injection_scale) and manifest.injection_scale > 0):
-        raise _fault("injection_scale", "must be a positive number")
-    if not 0 <= manifest.filter_threshold <= 2:
-        raise _fault("filter_threshold", "must be between 0 and 2")
-    _positive("generation.max_new_tokens", manifest.generation.max_new_tokens)
-    if not 0 <= manifest.generation.temperature <= 10:
-        raise _fault("generation.temperature", "must be between 0 and 10")
-    for i, golden in enumerate(manifest.golden):
-        if not all(0 <= token < llm.vocabulary for token in golden.token_ids):
-            raise _fault(f"golden[{i}].token_ids", f"has an id outside the LLM's vocabulary of {llm.vocabulary}")
-    _check_files(manifest)
-
-
-def _are_codes(values: tuple[Any, ...]) -> bool:
-    return all(isinstance(code, str) and re.fullmatch(r"[A-Za-z]{2,3}([_-][A-Za-z0-9]+)*", code) for code in values)
-
-
-def _check_gate(manifest: Manifest) -> None:
-    gate = manifest.gate
-    if (gate is not None) != (manifest.method == "st-merge"):
-        raise _fault(
-            "gate", f"{'is missing' if gate is None else 'must be null'} where the method is {manifest.method}"
-        )
-    if gate is None:
-        return
-    if not _are_codes(gate.languages) or len(set(gate.languages)) != len(gate.languages):
-        raise _fault("gate.languages", "must be a list of different language codes such as 'sw'")
-    for name, value, allowed in (
-        ("granularity", gate.granularity, GRANULARITIES),
-        ("language_input", gate.language_input, LANGUAGE_INPUTS),
-    ):
-        if value not in allowed:
-            raise _fault(f"gate.{name}", f"must be one of {', '.join(allowed)}, not {value[:40]!r}")
-
-
-def _check_files(manifest: Manifest) -> None:
-    for i, entry in enumerate(manifest.files):
-        name = f"files[{i}]"
-        if not is_inside(entry.path):
-            raise _fault(f"{name}.path", f"must be a relative path inside the bundle, not {entry.path[:80]!r}")
-        if entry.bytes < 0:
-            raise _fault(f"{name}.bytes", "must not be negative")
-        if not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
-            raise _fault(f"{name}.sha256", "must be 64 hexadecimal digits in lower case")
-        if entry.package is not None and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", entry.package):
-            raise _fault(f"{name}.package", "must be the name of a Python distribution")
-    places = [(entry.package, entry.path) for entry in manifest.files]
-    if len(set(places)) != len(places):
-        raise _fault("files", "names the same file twice")
-    roles = [entry.role for entry in manifest.files]
-    for role in ("merger", "tokenizer", "llm", "llm-base", "adapter"):
-        if roles.count(role) > 1:
-            raise _fault("files", f"has more than one file of role {role!r}")
-    for role in ("merger", "tokenizer"):
-        if role not in roles:
-            raise _fault("files", f"has no file of role {role!r}")
-    if manifest.bake is None:
-        if "llm" not in roles:
-            raise _fault("files", "has no file of role 'llm' and bake is null")
-        return
-    if manifest.bake.type not in BAKE_TYPES:
-        raise _fault("bake.type", f"must be one of {', '.join(BAKE_TYPES)}")
-    if "llm" in roles or "llm-base" not in roles or "adapter" not in roles:
-        raise _fault("files", "must have 'llm-base' and 'adapter', and no 'llm', where bake is given")
-
-
-def is_inside(path: str) -> bool:
-    """Whether `path` is a plain relative POSIX path: no root, drive, `..`, back-slash or NUL, on any platform."""
-    if not path or "\\" in path or "\0" in path or ":" in path:
-        return False
-    parts = path.split("/")
-    return not PurePosixPath(path).is_absolute() and all(part not in ("", ".", "..") for part in parts)

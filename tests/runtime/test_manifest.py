@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mindmerger.errors import BundleError
-from mindmerger.manifest import FileInfo, GoldenInfo, Manifest, is_inside, read_manifest
+from mindmerger.manifest import FileInfo, GoldenInfo, Manifest, read_manifest
+from mindmerger.manifest_rules import is_inside
 from tests import tiny
 
 FILES = [FileInfo(role, f"{role}.bin", 3, "0" * 64) for role in ("merger", "tokenizer", "llm")]
