@@ -100,7 +100,7 @@ class MergedModel:
     def generate_batch(
         self, questions: Iterable[str], *, slots: int | None = None, **options: Unpack[OptionKeywords]
     ) -> Iterator[BatchItem]:
-        """Answer many questions, `slots` of them at a time (default 16), in less time than one after another.
+        """Answer many questions, `slots` of them at a time (default 16).
 
         Yields a `BatchItem` for each question as it ends, in the order in which they end; `index` says which question
         it is. A question that cannot be asked is an item with an `error` and does not stop the others. The options are
