@@ -134,7 +134,7 @@ def test_no_sentence_is_formatted_before_it_is_looked_up() -> None:
 
 @pytest.mark.parametrize("language", EMPTY)
 def test_errors_and_help_in_each_language(mm_run: Run, language: str) -> None:
-    env = {i18n.OVERRIDE: "", "LC_ALL": f"{language}_XX.UTF-8"}
+    env = {i18n.OVERRIDE: "", "LANGUAGE": "", "LC_ALL": f"{language}_XX.UTF-8"}
     result = mm_run(" ", env=env)
     assert result.returncode == 3 and result.stderr.decode().startswith(f"mm-run: {EMPTY[language]}")
     words = {
