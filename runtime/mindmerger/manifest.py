@@ -25,8 +25,20 @@ _MAX_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
+class FrameInfo:
+    """The encoder's ids before and after a text in one language."""
+
+    before_ids: tuple[int, ...]
+    after_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class EncoderInfo:
-    """The frozen multilingual model that is inside the merger graph."""
+    """The frozen multilingual model that is inside the merger graph.
+
+    `frames`, of an encoder that is told the language (NLLB, M2M100): by code, and under "" where it is not known, the frame
+    that the tokenizer adds. All are of the same lengths. See frames.py.
+    """
 
     name: str
     architecture: str
@@ -37,6 +49,7 @@ class EncoderInfo:
     parameters: int
     licence: str
     vocabulary: int
+    frames: dict[str, FrameInfo] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -180,7 +193,7 @@ class Manifest:
             "name": self.name,
             "method": self.method,
             "languages": list(self.languages),
-            "encoder": asdict(self.encoder),
+            "encoder": {key: value for key, value in asdict(self.encoder).items() if key != "frames" or value},
             "llm": asdict(self.llm),
             "prompt": {
                 key: value for key, value in asdict(self.prompt).items() if value is not None or key == "bos_id"
@@ -286,6 +299,11 @@ class _Object:
         value = self.get(key, (dict, type(None)), "an object or null", None)
         return None if value is None else _Object(value, self.name(key))
 
+    def table(self, key: str) -> dict[str, _Object]:
+        """Objects by name; none where the key is missing."""
+        values = self.get(key, dict, "an object", {})
+        return {name: _Object(value, f"{self.name(key)}.{name}") for name, value in values.items()}
+
     def objects(self, key: str, default: Any = ...) -> list[_Object]:
         values = self.get(key, list, "a list", default)
         return [_Object(value, f"{self.name(key)}[{i}]") for i, value in enumerate(values)]
@@ -320,6 +338,10 @@ def _parse(document: Any) -> Manifest:
             parameters=encoder.integer("parameters"),
             licence=encoder.text("licence"),
             vocabulary=encoder.integer("vocabulary"),
+            frames={
+                language: FrameInfo(frame.integers("before_ids"), frame.integers("after_ids"))
+                for language, frame in encoder.table("frames").items()
+            },
         ),
         llm=LLMInfo(
             name=llm.text("name"),

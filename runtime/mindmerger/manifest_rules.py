@@ -14,9 +14,9 @@ from mindmerger.errors import BundleError
 from mindmerger.i18n import _
 
 if TYPE_CHECKING:
-    from mindmerger.manifest import Manifest
+    from mindmerger.manifest import EncoderInfo, Manifest
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 METHODS = ("mindmerger", "langbridge", "st-merge")
 BAKE_TYPES = ("q8_0", "q4_1")
 GRANULARITIES = ("scalar", "vector", "token")
@@ -68,6 +68,7 @@ def check(manifest: Manifest) -> None:
             raise fault(f"{name}.parameters", "must be positive")
     if not encoder.layers or not all(abs(layer) < 10_000 for layer in encoder.layers):
         raise fault("encoder.layers", "must name at least one layer")
+    _check_frames(encoder)
     if prompt.template.count("{question}") != 1:
         raise fault("prompt.template", "must contain {question} exactly once")
     if "\0" in prompt.template:
@@ -89,6 +90,22 @@ def check(manifest: Manifest) -> None:
         if not all(0 <= token < llm.vocabulary for token in golden.token_ids):
             raise fault(f"golden[{i}].token_ids", f"has an id outside the LLM's vocabulary of {llm.vocabulary}")
     _check_files(manifest)
+
+
+def _check_frames(encoder: EncoderInfo) -> None:
+    if not encoder.frames:
+        return
+    if "" not in encoder.frames:
+        raise fault("encoder.frames", 'has no "", the frame for texts of an unknown language')
+    default = encoder.frames[""]
+    for language, frame in encoder.frames.items():
+        if not all(0 <= token < encoder.vocabulary for token in (*frame.before_ids, *frame.after_ids)):
+            raise fault(
+                f"encoder.frames.{language}", f"has ids outside the encoder's vocabulary of {encoder.vocabulary}"
+            )
+        # what fits with one language must fit with any other
+        if [len(frame.before_ids), len(frame.after_ids)] != [len(default.before_ids), len(default.after_ids)]:
+            raise fault(f"encoder.frames.{language}", "must be as long as the other frames")
 
 
 def _are_codes(values: tuple[Any, ...]) -> bool:

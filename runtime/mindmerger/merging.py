@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from mindmerger.embeddings import EmbeddingTable
 from mindmerger.errors import InputError
+from mindmerger.frames import check_framed
 from mindmerger.generation import Explanation
 from mindmerger.graph import GraphInput, Merged, MergerGraph
 from mindmerger.i18n import _
@@ -84,7 +85,11 @@ class Merging:
         `soft_prompt=False` is an encoder weight of 0, `question_in_prompt=False` an LLM weight of 0. Raises InputError for
         weights out of range, unknown languages, and options that contradict each other.
         """
-        given_language(language, self._manifest.gate)
+        gate, frames = self._manifest.gate, self._manifest.encoder.frames
+        if frames and language is not None:
+            check_framed(language, frames)
+        if gate is not None or not frames:
+            given_language(language, gate)
         wish = Wish(language, encoder_weight, llm_weight)
         threshold = self._manifest.filter_threshold
         if not soft_prompt and encoder_weight:

@@ -22,6 +22,7 @@ from mindmerger.batch import BatchItem
 from mindmerger.bundle import Bundle
 from mindmerger.deadline import Deadline
 from mindmerger.errors import InputError, MindMergerError, ModelError
+from mindmerger.frames import framed
 from mindmerger.generation import Explanation, Generation, GenerationStream, Timings
 from mindmerger.graph import MergerGraph
 from mindmerger.i18n import _
@@ -215,6 +216,8 @@ class MergedModel:
         question = check_question(question)
         self._tokenizer.check_length(question)
         encoder_ids = self._tokenizer.encode(question) if soft_prompt else []
+        if soft_prompt and wish is not None:
+            encoder_ids = framed(encoder_ids, self.manifest.encoder.frames, wish.language)
         # The gate reads the prompt, whether or not the LLM will.
         asked = in_prompt or (soft_prompt and self.manifest.gate is not None)
         prompt_ids = self.manifest.prompt.ids(question, self.llm.tokenise) if asked else []

@@ -214,7 +214,7 @@ def test_inspect_and_verify(exact: tuple[Path, Path], tmp_path: Path, mm_export:
     bundle = str(exact[1])
     shown = mm_export("inspect", bundle)
     assert shown.exit_code == 0 and shown.stderr == ""
-    for words in ("mindmerger, format 1.1", "tiny-llama", "merger.onnx", "MB", "max_abs", "layers"):
+    for words in ("mindmerger, format 1.2", "tiny-llama", "merger.onnx", "MB", "max_abs", "layers"):
         assert words in shown.stdout
     facts = json.loads(mm_export("inspect", bundle, "--json").stdout)
     assert facts["llm"]["width"] == 64 and facts["gate"] is None and facts["bytes"]["llm.gguf"] > 0
