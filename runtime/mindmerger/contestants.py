@@ -152,7 +152,7 @@ class Bare:
     """The low-level loop over the same GGUF, with the parameters that the runtime uses."""
 
     def __init__(self, llm: str, context: int, threads: int, gpu_layers: int, prompt: list[int]) -> None:
-        from mindmerger.llama import backend
+        from mindmerger.llama import COMPUTED_AT_ONCE, backend
 
         self.native = native = backend()
         parameters = native.llama_model_default_params()
@@ -164,7 +164,8 @@ class Bare:
             raise ModelError(f"llama.cpp cannot load {llm}: free memory")
         options = native.llama_context_default_params()
         options.n_ctx = context
-        options.n_batch = options.n_ubatch = min(_BATCH, context)
+        options.n_batch = min(_BATCH, context)
+        options.n_ubatch = min(COMPUTED_AT_ONCE, context)
         options.n_seq_max = options.n_outputs_max = 1
         options.n_threads = options.n_threads_batch = threads
         options.no_perf = True
@@ -207,7 +208,7 @@ class LlamaClass:
     """llama-cpp-python's high-level class: its own `generate`, greedy, which is what its completions are made of."""
 
     def __init__(self, llm: str, context: int, threads: int, gpu_layers: int, prompt: list[int]) -> None:
-        from mindmerger.llama import backend
+        from mindmerger.llama import COMPUTED_AT_ONCE, backend
 
         native = backend()  # silent
         # The same layout of weights for all; the repacked one ends the process on some processors (mindmerger.llama).
@@ -223,8 +224,8 @@ class LlamaClass:
 
         self.prompt = prompt
         self.llama = Llama(
-            llm, n_ctx=context, n_batch=min(_BATCH, context), n_ubatch=min(_BATCH, context), n_threads=threads,
-            n_threads_batch=threads, n_gpu_layers=gpu_layers, verbose=False,
+            llm, n_ctx=context, n_batch=min(_BATCH, context), n_ubatch=min(COMPUTED_AT_ONCE, context),
+            n_threads=threads, n_threads_batch=threads, n_gpu_layers=gpu_layers, verbose=False,
         )  # fmt: skip
 
     def facts(self) -> Document:

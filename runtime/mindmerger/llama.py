@@ -29,6 +29,9 @@ from mindmerger.i18n import _
 from mindmerger.sampling import Sampler, Sampling
 
 _BATCH = 512
+# Positions that llama.cpp computes at once of what it is given, where there is one sequence: its buffers for a long prompt
+# are half as large as with 512 (17 instead of 33 MB), and prefill of 300 positions took 0.88 times the processor time.
+COMPUTED_AT_ONCE = 256
 _MAX_SCORES = 96 * 2**20  # bytes
 ABORTED = 2  # status of llama_decode
 _backend_lock = threading.Lock()
@@ -169,10 +172,11 @@ class LLM:
             raise ModelError(_("the model is closed: load it again"))
         parameters = native.llama_context_default_params()
         parameters.n_ctx = positions
-        parameters.n_batch = parameters.n_ubatch = batch
+        parameters.n_batch = batch
+        parameters.n_ubatch = rows = min(batch, COMPUTED_AT_ONCE) if sequences == 1 else batch
         parameters.n_seq_max = sequences
         parameters.kv_unified = False
-        if self._wants_plain_attention(positions // sequences, batch):
+        if self._wants_plain_attention(positions // sequences, rows):
             parameters.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
         # Logits are wanted at one position of a sequence, never more: without this, room for a whole batch is set aside.
         parameters.n_outputs_max = sequences
