@@ -15,6 +15,7 @@ from mindmerger.graph import MergerGraph
 from mindmerger.i18n import _
 from mindmerger.llama import LLM, default_threads, supports_gpu
 from mindmerger.model import MergedModel
+from mindmerger.reclaim import give_memory_back
 from mindmerger.tokenizer import QuestionTokenizer
 
 T = TypeVar("T")
@@ -100,6 +101,7 @@ def load(
     notices += encoder_notices
     for notice in notices:
         _log_notice(notice)
+    give_memory_back()  # what parsing and opening left behind
     return MergedModel(opened, tokenizer, graph, llm, notices=notices, low_memory=low_memory)
 
 

@@ -16,13 +16,16 @@ from mindmerger.i18n import _
 from mindmerger.manifest import EncoderInfo
 
 _MAPPED_ROLES = ("merger", "merger-data", "tokenizer", "llm")
-_BATCH = 512  # rows that llama.cpp computes at once, as mindmerger.llama asks for
+_BATCH = 256  # rows that llama.cpp computes at once, as mindmerger.llama asks for
+_GIVEN = 512  # and that it is given at once
 _FLOAT = 4
 _HALF = 2  # the KV cache is in float16
+# What of the graph's files ONNX Runtime packs anew into memory of its own: the weights that are no table.
+_REPACKED = 0.6
 # Python, numpy, ONNX Runtime and llama.cpp, loaded and idle.
 _PROGRAM = 75 * 1024 * 1024
-# The tokenizers library keeps each piece in several tables; llama.cpp does the same with fewer of them.
-_BYTES_PER_PIECE = 900
+# A Unigram vocabulary as mindmerger.unigram holds it (the tokenizers library alone takes five times as much); llama.cpp's.
+_BYTES_PER_PIECE = 210
 _BYTES_PER_LLM_TOKEN = 250
 
 
@@ -49,7 +52,7 @@ def memory_needed(bundle: Bundle, context: int | None = None) -> int:
 
     Counted: every file that is mapped, in full (the LLM, baked where the manifest says so; the merger graph; the
     tokenizer); the KV cache at `context` positions (default: the bundle's), in float16; llama.cpp's buffers for a batch
-    of 512; ONNX Runtime's copy of quantised weights and its buffers for the longest question; both vocabularies; Python
+    of 256; ONNX Runtime's copy of quantised weights and its buffers for the longest question; both vocabularies; Python
     and the libraries. Not counted: what baking needs (once, less than this), batches of several questions, and a GPU's
     memory. Short questions need up to a fifth less. BundleError when the GGUF cannot be read.
     """
@@ -66,8 +69,9 @@ def estimate(bundle: Bundle, context: int | None = None) -> MemoryNeed:
     return MemoryNeed(
         files=sum(by_role.values()) - by_role["llm"] + llm_bytes,
         cache=positions * shape.cache_row * _HALF,
-        buffers=shape.buffers(positions)
-        + _encoder_buffers(manifest.encoder, by_role["merger"] + by_role["merger-data"]),
+        # the encoder gives its buffers back before the LLM fills its own
+        buffers=int(_REPACKED * (by_role["merger"] + by_role["merger-data"]))
+        + max(shape.buffers(positions), _encoder_buffers(manifest.encoder)),
         program=_PROGRAM
         + _BYTES_PER_PIECE * manifest.encoder.vocabulary
         + _BYTES_PER_LLM_TOKEN * manifest.llm.vocabulary,
@@ -138,13 +142,14 @@ class _Shape:
         rows = batch * (6 * self.width + 3 * self.feed_forward) * _FLOAT
         mask = batch * positions * (_FLOAT + _HALF)
         # our own batch of rows in mindmerger.llama
-        return rows + mask + self.vocabulary * _FLOAT + batch * self.width * _FLOAT
+        given = min(_GIVEN, positions) * self.width * _FLOAT
+        return rows + mask + self.vocabulary * _FLOAT + given
 
 
-def _encoder_buffers(encoder: EncoderInfo, graph_bytes: int) -> int:
-    """ONNX Runtime: quantised weights packed anew, and what the longest question takes (scores of all heads)."""
+def _encoder_buffers(encoder: EncoderInfo) -> int:
+    """What ONNX Runtime takes for the longest question: scores of all heads, and rows."""
     length = encoder.max_tokens
     heads = max(1, encoder.width // 32)  # the most that is usual; the manifest does not say
-    scores = 3 * heads * length * length
-    rows = 20 * length * encoder.width
-    return int(0.6 * graph_bytes) + (scores + rows) * _FLOAT
+    scores = 2 * heads * length * length
+    rows = 10 * length * encoder.width
+    return (scores + rows) * _FLOAT

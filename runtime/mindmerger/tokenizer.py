@@ -6,12 +6,14 @@ files, and take seconds to import.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mindmerger.errors import BundleError, InputError
 from mindmerger.i18n import _
 from mindmerger.reclaim import give_memory_back
+from mindmerger.unigram import UnigramTokenizer
 
 # The longest pieces of multilingual vocabularies have 16 characters; a text above twice that for every token cannot
 # fit, and tokenising it only to count would let a large input cost seconds.
@@ -46,9 +48,26 @@ class QuestionTokenizer:
         self.path = path
         self.max_tokens = max_tokens
         self.vocabulary = vocabulary
-        self._tokenizer: Any = self._load()
+        self._encode: Callable[[str], list[int]] | None = self._load()
 
-    def _load(self) -> Any:
+    def _load(self) -> Callable[[str], list[int]]:
+        """What turns text into ids: with little memory for the kind of file that this is known to be exact for."""
+        try:
+            return UnigramTokenizer(self.path.read_bytes(), self._library).encode
+        except MemoryError:
+            raise
+        except Exception:  # another kind of file, or a damaged one: the library knows it, or says what is wrong
+            give_memory_back()
+        tokenizer = self._library()
+
+        def encode(text: str) -> list[int]:
+            ids: list[int] = tokenizer.encode(text).ids
+            return ids
+
+        return encode
+
+    def _library(self) -> Any:
+        """The whole file in the library's own form."""
         from tokenizers import Tokenizer
 
         try:
@@ -63,8 +82,8 @@ class QuestionTokenizer:
         return tokenizer
 
     def release(self) -> None:
-        """Free its tables, half as large again as the encoder's weights, until the next question."""
-        self._tokenizer = None
+        """Free its tables until the next question."""
+        self._encode = None
         give_memory_back()
 
     def check_length(self, question: str) -> None:
@@ -80,8 +99,8 @@ class QuestionTokenizer:
     def encode(self, question: str) -> list[int]:
         """The encoder's input ids, its special tokens included. `question` comes from `check_question`."""
         self.check_length(question)
-        tokenizer = self._tokenizer = self._tokenizer or self._load()
-        ids: list[int] = tokenizer.encode(question).ids
+        encode = self._encode = self._encode or self._load()
+        ids = encode(question)
         if len(ids) > self.max_tokens:
             raise InputError(
                 _(
