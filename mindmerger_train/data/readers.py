@@ -17,6 +17,7 @@ from mindmerger_train.data import sources
 from mindmerger_train.data.benchmarks import read_benchmark
 from mindmerger_train.data.generator import generate
 from mindmerger_train.data.languages import code_of
+from mindmerger_train.data.problems import generate as generate_problems
 from mindmerger_train.data.rows import ALLOWED, BadRow, BadRows, json_rows, text_of, tsv_rows
 from mindmerger_train.data.sources import Example, aligned_lines
 
@@ -56,12 +57,12 @@ def read_source(name: str, folder: Path, options: Mapping[str, Any]) -> list[Exa
         raise DataError(f"data.{name} needs the key {missing[0]!r}: sources of the kind {kind} do")
     if not 0 <= given.get("allowed_bad", ALLOWED) <= 1:
         raise DataError(f"data.{name}.allowed_bad is a share, from 0 to 1")
-    return _chosen(name, reader(folder, **given), tuple(languages), cap, by_reader=kind == "generator")
+    return _chosen(name, reader(folder, **given), tuple(languages), cap, by_reader=kind in ("generator", "problems"))
 
 
 _TYPES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("path", "english", "response", "language"), (str, "a text")),
-    **dict.fromkeys(("count", "seed", "longest"), (int, "a whole number")),
+    **dict.fromkeys(("count", "seed", "longest", "max_value"), (int, "a whole number")),
     "languages": (list | tuple, "a list of languages"),
     "columns": (dict, "a table"),
     "allowed_bad": (int | float, "a number"),
@@ -249,6 +250,17 @@ def _generator(
     ]
 
 
+def _problems(
+    folder: Path, languages: Sequence[str], count: int, seed: int = 1, max_value: int = 5000
+) -> list[Example]:
+    """Word problems from stories; the English text says the same, and the worked solution is English."""
+    return [
+        Example(language, problem.query, problem.english, problem.response)
+        for language in languages
+        for problem in generate_problems(language, int(count), int(seed), max_value=int(max_value))
+    ]
+
+
 READERS: dict[str, Callable[..., list[Example]]] = {
     "aligned": _aligned,
     "tsv": _tsv,
@@ -263,6 +275,7 @@ READERS: dict[str, Callable[..., list[Example]]] = {
     "tatoeba": _tatoeba,
     "ntrex": _ntrex,
     "generator": _generator,
+    "problems": _problems,
 }
 """Every `kind` of a data source."""
 

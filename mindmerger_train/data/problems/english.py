@@ -1,0 +1,404 @@
+"""English: a planned problem → its question, in one of many wordings, and its worked solution.
+
+Slots of the templates:
+
+* `{P}`, `{R}`, `{Q}`: a person as the subject, by name or, where it is clear who is meant, by pronoun; `{P!}` by name;
+  `{P.s}` of the person, `{P.his}`, `{P.him}`, `{P.he}`;
+* `{x}`, `{y}`: the things, plural; `{x.1}` one, `{x.a}` with its article, `{x.all}` what x and y both are; `{g}` what holds them;
+  `{x.get}` comes by such things, `{x.lose}` gets rid of them: a verb in the story's tense (`.b` base, `.p` participle, `.i` -ing);
+* `{a}`: the quantity a; `{a x}`, `{a box}` with its noun; `{a more x}` with words between; `{a $}` an amount of money; `{$}` dollars;
+  `{a!times}` twice, `{a!frac}` a third; `{a?is|are}` agrees with it; `{=}`, `{= x}`, `{=$}`: the value worked out (solutions);
+* `{day}`, `{day2}`, `{place}`, `{kin}`, `{month}`.
+
+What this module does not know: which stories there are, and what is told or asked.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+from mindmerger.errors import DataError
+from mindmerger_train.data.problems.quantities import Step, compute, drawer, text_of, worked
+from mindmerger_train.data.problems.story import Fact, Plan
+from mindmerger_train.data.problems.template import expand, parse
+from mindmerger_train.data.problems.words import (
+    FRACTIONS,
+    TIMES,
+    Noun,
+    Person,
+    Things,
+    Verb,
+    cast,
+    noun,
+    number_word,
+    words,
+)
+
+FOLDER = Path(__file__).parent / "english"
+_START = re.compile(r"(^|[.?!]\s+)([a-z])")
+_UNCLEAR = re.compile(r"\b(they|them|their|these|those|it|then|the rest)\b")
+_GROUP = re.compile(r"\b(altogether|in all|total|together|combined|they|there|everyone|all)\b")
+_MONEY = (
+    *(("${}", "dollar"),) * 9, *(("{} dollars", "dollar"),) * 3, ("€{}", "euro"), ("{} euros", "euro"), ("£{}", "pound"),
+    ("{} pesos", "peso"), ("{} rupees", "rupee"), ("{} shillings", "shilling"), ("{} naira", "naira"), ("{} taka", "taka"),
+    ("{} yuan", "yuan"), ("{} baht", "baht"),
+)  # fmt: skip
+_WITH_CENTS = ("dollar", "euro", "pound")
+_UNCHANGED = ("naira", "taka", "yuan", "baht")
+
+
+@dataclass
+class Cast:
+    """Who and what a problem is about: what question and solution share."""
+
+    people: dict[str, Person]
+    things: Things
+    nouns: dict[str, Noun]
+    get: Verb
+    lose: Verb
+    money: tuple[str, str]
+    plain: dict[str, str]
+    amounts: set[str] = field(default_factory=set)
+    """Which quantities the question has told as amounts of money."""
+
+
+def _pick_cast(plan: Plan, rng: random.Random) -> Cast:
+    lists = words()
+    people = dict(zip("PRQD", cast(rng), strict=True))
+    if plan.story.roles and rng.random() < 0.3:
+        people["P"] = lists.roles[rng.choice(plan.story.roles)]
+    tag = plan.story.things or "any"
+    greatest = max(plan.values.values())
+    fitting = [group for group in lists.things if tag in group.tags or tag == group.name]
+    roomy = [group for group in fitting if greatest <= 2 * group.max] if plan.story.things else fitting
+    things = rng.choice(roomy or [max(fitting, key=lambda group: group.max)])
+    x, y = rng.sample(things.nouns, 2)
+    both = things.all
+    if plan.story.adjectives and (rng.random() < 0.3 or (things.name == "reading" and rng.random() < 0.5)):
+        one, two = rng.choice(things.adjectives)
+        if rng.random() < 0.5:
+            one, two = two, one
+        both = x
+        x, y = Noun(f"{one} {both.one}", f"{one} {both.many}"), Noun(f"{two} {both.one}", f"{two} {both.many}")
+    other = rng.choice([group for group in lists.things if group is not things and "hold" in group.tags])
+    container = rng.choice(things.held)
+    days = rng.sample(lists.weekdays, 2)
+    cents = any(value.denominator != 1 for value in plan.values.values())
+    money = rng.choice([entry for entry in _MONEY if not cents or entry[1] in _WITH_CENTS])
+    if days[1] == lists.weekdays[0] or lists.weekdays.index(days[0]) > lists.weekdays.index(days[1]):
+        days.reverse()
+    plain = {
+        "day": days[0],
+        "day2": days[1],
+        "place": rng.choice(lists.places),
+        "kin": rng.choice(lists.kin),
+        "month": rng.choice(lists.months),
+        "quality": rng.choice(
+            ("new", "from abroad", "in the next room", "very old", "ready for the fair", "from the city")
+        ),
+    }
+    nouns = {"x": x, "y": y, "all": both, "g": container, "z": rng.choice(other.nouns)}
+    return Cast(people, things, nouns, rng.choice(things.get), rng.choice(things.lose), money, plain)
+
+
+class Writer:
+    """Fills slots, one problem's worth; keeps in mind who was spoken of last."""
+
+    def __init__(self, plan: Plan, who: Cast, rng: random.Random) -> None:
+        self.plan, self.cast, self.rng = plan, who, rng
+        self.values = dict(plan.values)
+        self.tense = rng.randint(0, 1) if plan.story.tense is None else plan.story.tense
+        self.spell = rng.random() < 0.12
+        self.commas = rng.random() < 0.35
+        self.plain_names = False
+        self.focus: Person | None = None
+        self.met: set[Person] = set()
+        self.aside = ""
+        self.result: tuple[str, Fraction] = ("", Fraction(0))
+
+    def write(self, template: str) -> str:
+        """One wording of a template."""
+        return expand(parse(template), self.rng, self.tense, self.slot)
+
+    def number(self, name: str) -> str:
+        value = self.values[name]
+        if value.denominator != 1:
+            return text_of(value)
+        whole = int(value)
+        if self.spell and whole <= 20 and self.rng.random() < 0.6:
+            return number_word(whole)
+        return f"{whole:,}" if self.commas and whole >= 1000 else str(whole)
+
+    def money(self, name: str) -> str:
+        value = self.values[name]
+        self.cast.amounts.add(name)
+        pattern, unit = self.cast.money
+        text = f"{float(value):.2f}" if value.denominator != 1 else self._amount(int(value))
+        if value == 1 and pattern.startswith("{}"):
+            return f"{text} {unit}"
+        return pattern.format(text)
+
+    def _amount(self, value: int) -> str:
+        return f"{value:,}" if self.commas and value >= 1000 else str(value)
+
+    def slot(self, body: str) -> str:
+        """The text of a slot. Raises DataError for one that means nothing."""
+        head, _, tail = body.partition(" ")
+        if body == "$":
+            return self.cast.money[1] + ("" if self.cast.money[1] in _UNCHANGED else "s")
+        if body.startswith("="):
+            return self._result(body)
+        if "?" in body:
+            name, _, choice = body.partition("?")
+            one, _, many = choice.partition("|")
+            return one if self.values[name] == 1 else many
+        if head in self.values:
+            return self._quantity(head, tail)
+        if "!" in head and head.partition("!")[0] in self.values:
+            name, _, how = head.partition("!")
+            return (TIMES if how == "times" else FRACTIONS)[int(self.values[name])]
+        first, _, form = body.partition(".")
+        if first.rstrip("!") in self.cast.people:
+            return self._person(first, form)
+        if first in self.cast.nouns:
+            return self._noun(first, form)
+        if body in self.cast.plain:
+            return self.cast.plain[body]
+        raise DataError(f"the slot {{{body}}} of the story {self.plan.story.name!r} means nothing")
+
+    def _quantity(self, name: str, tail: str) -> str:
+        if not tail:
+            return self.number(name)
+        if tail == "$":
+            return self.money(name)
+        *between, last = tail.split()
+        thing = self.cast.nouns.get(last) or (self.cast.nouns["all"] if last == "x.all" else noun(last))
+        return " ".join([self.number(name), *between, thing.counted(self.values[name])])
+
+    def _result(self, body: str) -> str:
+        text, value = self.result
+        if body == "=$":
+            pattern, unit = self.cast.money
+            before, _, after = pattern.partition("{}")
+            shown = text_of(value)
+            return (
+                f"{text.replace('<<', before + '<<', 1)}{f' {unit}' if after and value == 1 else after}"[:]
+                if shown
+                else ""
+            )
+        tail = body[1:].strip()
+        if not tail:
+            return text
+        *between, last = tail.split()
+        thing = self.cast.nouns.get(last) or (self.cast.nouns["all"] if last == "x.all" else noun(last))
+        return " ".join([text, *between, thing.counted(value)])
+
+    def _noun(self, name: str, form: str) -> str:
+        thing = self.cast.nouns[name]
+        if form in ("", "1", "a"):
+            return {"": thing.many, "1": thing.one, "a": thing.article}[form]
+        if form == "all":
+            return self.cast.nouns["all"].many
+        which, _, how = form.partition(".")
+        one = {"get": self.cast.get, "lose": self.cast.lose}[which]
+        if not how:
+            how = "3" if self.tense == 0 else "d"
+        return {"3": one.third, "d": one.past, "b": one.base, "p": one.participle, "i": one.ing}[how]
+
+    def _person(self, name: str, form: str) -> str:
+        by_name = name.endswith("!") or self.plain_names
+        who = self.cast.people[name.rstrip("!")]
+        if form in ("he", "him", "his", "self"):
+            return {"he": who.he, "him": who.him, "his": who.his, "self": f"{who.him}self"}[form]
+        clear = self.focus is who and not by_name
+        if form == "s":
+            if clear and self.rng.random() < 0.7:
+                return who.his
+            return self._call(who) + "'s"
+        if clear and self.rng.random() < 0.6:
+            return who.he
+        if not name.endswith("!"):
+            self.focus = who
+        elif self.focus is not None and self.focus is not who and self.focus.gender == who.gender:
+            self.focus = None
+        text = self._call(who)
+        if self.aside and not name.endswith("!") and who is self.cast.people["P"]:
+            aside, self.aside = self.aside, ""
+            text += f", {self.write(aside)}"
+        return text
+
+    def _call(self, who: Person) -> str:
+        if who in self.met:
+            return who.later
+        self.met.add(who)
+        return who.first
+
+
+def solution(plan: Plan, who: Cast, rng: random.Random) -> str:
+    """The worked solution, one step a line, and the answer after `####`."""
+    writer = Writer(plan, who, rng)
+    writer.tense = 1 if plan.story.tense is None else plan.story.tense
+    writer.spell = writer.commas = False
+    writer.plain_names = True
+    writer.met = set(who.people.values())
+    shown: dict[str, str] = {}
+    lines = []
+    for step in plan.steps:
+        value = compute(step, plan.values)
+        assert value is not None and value == plan.values[step.target], plan
+        operands = [
+            shown.get(name) or (name if name.isdigit() else _told(plan.values[name], name in who.amounts))
+            for name in step.operands
+        ]
+        result = text_of(value)
+        shown[step.target] = result
+        writer.result = (worked(step, operands, value), value)
+        lines.append(_finish(writer.write(plan.story.say[step.target]) + "."))
+    return "\n".join(lines) + f"\n#### {text_of(plan.values[plan.asked])}"
+
+
+def _told(value: Fraction, amount: bool) -> str:
+    """A number as the question tells it, so that the solution begins with what is to be read there."""
+    return f"{float(value):.2f}" if amount and value.denominator != 1 else text_of(value)
+
+
+def question(plan: Plan, who: Cast, rng: random.Random, distractors: float) -> tuple[str, int]:
+    """The question's text, and how many sentences with a number are in it that have nothing to do with the story."""
+    writer = Writer(plan, who, rng)
+    ask = rng.choice(plan.ask)
+    templates = [rng.choice(fact.wordings) for fact in plan.facts]
+    own = set(templates)
+    strange = 0
+    if plan.story.distract and rng.random() < distractors:
+        strange = 1
+        if not _add_distractor(writer, templates, ask):
+            templates.insert(_place(templates, rng), _strange_sentence(writer, ask))
+    roll = rng.random()
+    if roll < 0.05 and not _UNCLEAR.search(ask):
+        asked = writer.write(ask)
+        return _finish(f"{asked}? {_sentences(writer, templates, own)}"), strange
+    clausal = [". " not in template and "; " not in template for template in templates]
+    if roll < 0.17 and len(templates) <= 2 and all(clausal) and not _UNCLEAR.search(ask):
+        asked = writer.write(ask)
+        clauses = [_bare(writer.write(template), index == 0) for index, template in enumerate(templates)]
+        return _finish(f"{asked} if {' and '.join(clauses)}?"), strange
+    if roll < 0.42 and clausal[-1] and (templates[-1] in own or roll < 0.2):
+        before = _sentences(writer, templates[:-1], own)
+        last = _bare(writer.write(templates[-1]), not before)
+        return _finish(f"{before} if {last}, {writer.write(ask)}?"), strange
+    before = _sentences(writer, templates, own)
+    return _finish(f"{before} {writer.write(ask)}?"), strange
+
+
+def _place(templates: list[str], rng: random.Random) -> int:
+    """Where a strange sentence goes: anywhere; the first place less often, since it sets the scene."""
+    return rng.randint(rng.random() < 0.7, len(templates))
+
+
+def _bare(text: str, first: bool) -> str:
+    """A clause that is to follow `if`, without the adverb that it may begin with."""
+    text = re.sub(
+        r"^(then|now|besides,|after that,|later,?|so|at first,|the other) (?=\w)",
+        lambda m: "the other " if m[1] == "the other" else "",
+        text,
+    )
+    text = re.sub(r"^((?:on|in|at) [^,]{3,25}),", r"\1", text)
+    return _opening(text) if first else text
+
+
+def _opening(text: str) -> str:
+    """The first sentence of a text: nothing came before that it could add to."""
+    return re.sub(r"^besides, ", "", re.sub(r"\balso ", "", text, count=1))
+
+
+def _sentences(writer: Writer, templates: list[str], own: set[str]) -> str:
+    """The facts as sentences, some of the story's `own` joined."""
+    out = ""
+    joined = True
+    for template in templates:
+        text = writer.write(template)
+        if not out:
+            out = _opening(text)
+        elif not joined and ". " not in text and template in own and writer.rng.random() < 0.22:
+            out += f", and {text}"
+            joined = True
+            continue
+        else:
+            out += f". {text}"
+        joined = ". " in text or ", and " in text or template not in own
+    return f"{out}." if out else ""
+
+
+def _finish(text: str) -> str:
+    text = (
+        re.sub(r"\s+", " ", text)
+        .strip()
+        .replace(" .", ".")
+        .replace(" ,", ",")
+        .replace(",,", ",")
+        .replace(",.", ".")
+        .replace("..", ".")
+    )
+    text = _START.sub(lambda match: match[1] + match[2].upper(), text)
+    # `Mr. novak` cannot arise (names have capitals), but the word after an abbreviation must stay as it is.
+    return text
+
+
+@cache
+def _distractors() -> dict[str, list[tuple[str, str]]]:
+    data = tomllib.loads((FOLDER / "distractors.toml").read_text(encoding="utf-8"))
+    return {key: [(entry[0], entry[1]) for entry in entries] for key, entries in data.items()}
+
+
+def _draw_strange(writer: Writer, how: str) -> None:
+    """A number that stands nowhere else, so that it cannot be taken for one of the story's."""
+    top = int(max(12, min(2 * max(writer.plan.values.values()), 500)))
+    draw: Callable[[random.Random, int], Fraction] = drawer(how)
+    for _ in range(20):
+        writer.values["odd"] = draw(writer.rng, top)
+        if writer.values["odd"] not in writer.plan.values.values():
+            return
+
+
+def _add_distractor(writer: Writer, templates: list[str], ask: str) -> bool:
+    """Put a clause after the first person's name; False when a sentence of its own is to be written."""
+    if writer.rng.random() > 0.15 or not any("{P}" in template for template in templates):
+        return False
+    how, text = writer.rng.choice(_distractors()["aside"])
+    _draw_strange(writer, how)
+    writer.aside = text
+    return True
+
+
+def _strange_sentence(writer: Writer, ask: str) -> str:
+    person = any("{P" in template for template in writer.plan.facts[0].wordings) if writer.plan.facts else False
+    kinds = ["other"]
+    if person:
+        kinds += ["person", "person"]
+        if "{P" in ask and "{x" in ask and not _GROUP.search(ask):
+            kinds += ["same", "same"]
+    how, text = writer.rng.choice(_distractors()[writer.rng.choice(kinds)])
+    _draw_strange(writer, how)
+    return text
+
+
+def steps_of(plan: Plan) -> list[Step]:
+    """The steps of a plan's solution."""
+    return list(plan.steps)
+
+
+def make_cast(plan: Plan, rng: random.Random) -> Cast:
+    """Choose people and things that go with a plan."""
+    return _pick_cast(plan, rng)
+
+
+def facts_of(plan: Plan) -> tuple[Fact, ...]:
+    """The facts of a plan, in the order in which they are told."""
+    return plan.facts
