@@ -1,17 +1,12 @@
 """The whole export: checkpoint in, bundle out, and nothing under the final name unless all of it is right.
 
-Everything is written into a hidden folder beside the target, checked there through the runtime, and renamed at the end.
+Everything is written into a hidden folder beside the target, proved there through the runtime, and renamed at the end.
 """
 
 from __future__ import annotations
 
-import gc
 import importlib.metadata
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,20 +15,23 @@ import torch
 from torch import nn
 
 import mindmerger
-from mindmerger.errors import CheckpointError, InputError, MindMergerError, ModelError
+from mindmerger.bundle import open_bundle
+from mindmerger.errors import CheckpointError, InputError, MindMergerError
 from mindmerger.manifest import (
-    MANIFEST_NAME,
     BakeInfo,
     EncoderInfo,
     FileInfo,
     GateInfo,
     GenerationInfo,
-    GoldenInfo,
     LLMInfo,
     Manifest,
     PromptInfo,
 )
-from mindmerger_export import parity
+from mindmerger.model import MergedModel
+from mindmerger_export import auto_quant, shares, space
+from mindmerger_export.adapters import adapted
+from mindmerger_export.auto_quant import Bounds, Candidate
+from mindmerger_export.foreign import quiet_transformers, reading
 from mindmerger_export.graph import (
     MergerModule,
     check_method,
@@ -43,15 +41,21 @@ from mindmerger_export.graph import (
     merger_module,
     save_graph,
 )
-from mindmerger_export.llm import LLMFiles, file_entry, llm_facts, prepare_llm
-from mindmerger_export.prune import Pruned, prune, read_texts
+from mindmerger_export.llm import LLM_FILE, LLMFiles, LLMOptions, file_entry, llm_facts, prepare_llm
+from mindmerger_export.proof import Subject, prove_answers, prove_rows, write_manifest
+from mindmerger_export.quality import Judge
 from mindmerger_export.quantise import quantise
-from mindmerger_export.rows import Floats, check_rows
-from mindmerger_export.samples import QUESTIONS, SENTENCES
-from mindmerger_train import encoders, llms
+from mindmerger_export.report import document_of, write_report
+from mindmerger_export.request import AUTO, DEFAULT_MAX_KL, Judged, Request
+from mindmerger_export.samples import ANSWERS
+from mindmerger_export.talk import Talk
+from mindmerger_export.vocabulary import TOKENIZER_FILE, Vocabulary, write_tokenizer
+from mindmerger_export.workspace import building, check_free, publish
+from mindmerger_train import encoders
 from mindmerger_train.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 
-TOKENIZER_FILE = "tokenizer.json"
+__all__ = ["Request", "export_bundle"]
+
 _TOOLS = (
     "torch",
     "transformers",
@@ -63,158 +67,234 @@ _TOOLS = (
     "gguf",
     "llama-cpp-python",
 )
-_FLOAT_TYPES = ("f32", "f16", "bf16")
-
-Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to export and how; the command line in one object."""
-
-    checkpoint: str
-    out: Path | None = None
-    precision: str = "w8"
-    languages: tuple[str, ...] = ()
-    prune_texts: tuple[Path, ...] = ()
-    max_pieces: int | None = None
-    llm: str = "embed"
-    llm_type: str | None = None
-    llm_gguf: Path | None = None
-    context: int = 2048
-    golden: tuple[tuple[str, str], ...] = QUESTIONS
-    force: bool = False
-
-
-def export_bundle(request: Request, progress: Progress = lambda _message: None) -> Path:
+def export_bundle(request: Request, talk: Talk | None = None) -> Path:
     """Export and return the bundle's folder. Raises a MindMergerError, and then leaves nothing behind."""
+    talk = talk or Talk()
     folder = resolve_checkpoint(request.checkpoint)
     out = (request.out or folder / "bundle").absolute()
     checkpoint = load_checkpoint(folder)
     _check_target(out, request, checkpoint)
-    progress(f"checkpoint {folder}")
-    with _building(out) as temporary, _quiet_transformers():
-        _build(request, checkpoint, temporary, progress)
-        _publish(temporary, out)
+    check_method(checkpoint.merger)
+    sizes = space.sizes_of(checkpoint)
+    compared = request.compare and (request.llm_type == AUTO or sizes.llm <= space.LARGE)
+    needed = space.need(request, sizes, compared)
+    space.check_space(needed, out)
+    talk(
+        f"checkpoint {folder}; about {space.gigabytes(needed.disk)} of disk, {space.gigabytes(needed.memory)} of memory"
+    )
+    with building(out) as temporary, quiet_transformers(), adapted(checkpoint, request.llm_adapter) as adapted_checkpoint:
+        _Export(request, adapted_checkpoint, temporary, talk, compared, space.asks_torch(request, needed)).run()
+        publish(temporary, out)
     return out
 
 
 def _check_target(out: Path, request: Request, checkpoint: Checkpoint) -> None:
-    if not out.exists() and not out.is_symlink():
-        return
-    entries = list(out.iterdir()) if out.is_dir() else [out]
     adapter = checkpoint.adapter_path()
-    shared = adapter is not None and adapter.resolve().parent == out.resolve()
-    if shared and (request.llm != "package" or request.llm_gguf is not None):
-        # A published checkpoint and its bundle share one adapter; a bundle that embeds its LLM would take it away.
-        raise InputError(f"the checkpoint keeps its LLM's adapter in {out}: use --llm package, or give another --out")
-    if shared and [entry.resolve() for entry in entries] == [cast(Path, adapter).resolve()]:
-        return  # published and not yet exported: the new bundle brings the same adapter
-    if not request.force:
-        raise InputError(f"{out} exists: give another --out, or --force to replace it")
-    # --force replaces a bundle, not somebody's home.
-    if not out.is_dir() or (entries and not (out / MANIFEST_NAME).is_file()):
-        raise InputError(f"{out} exists and is not a bundle: --force replaces bundles only")
+    if out.is_dir() and adapter is not None and adapter.resolve().parent == out.resolve():
+        if request.llm != "package" or request.llm_gguf is not None:
+            # A published checkpoint and its bundle share one adapter; a bundle that embeds its LLM would take it away.
+            raise InputError(
+                f"the checkpoint keeps its LLM's adapter in {out}: use --llm package, or give another --out"
+            )
+        if [entry.resolve() for entry in out.iterdir()] == [adapter.resolve()]:
+            return  # published and not yet exported: the new bundle brings the same adapter
+    check_free(out, request.force)
 
 
-@contextmanager
-def _building(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out`, removed on the way out whatever happened."""
-    temporary = out.parent / f".{out.name}.{secrets.token_hex(6)}.tmp"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        yield temporary
-    except MindMergerError:
-        raise
-    except OSError as error:
-        raise ModelError(f"{out} cannot be written ({error.strerror or error}): check space and permissions") from None
-    except MemoryError:
-        raise ModelError("there is not enough memory for this export: close other programs") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+class _Export:
+    """One export into `folder`, step by step."""
 
+    def __init__(
+        self, request: Request, checkpoint: Checkpoint, folder: Path, talk: Talk, compared: bool, asks_torch: bool
+    ) -> None:
+        self.request = request
+        self.checkpoint = checkpoint
+        self.folder = folder
+        self.talk = talk
+        self.compared = compared
+        self.asks_torch = asks_torch
+        self.report: dict[str, Any] = {"precision": request.precision}
 
-def _publish(temporary: Path, out: Path) -> None:
-    old = temporary.with_suffix(".old")
-    if out.exists():
-        out.replace(old)
-    try:
-        temporary.replace(out)
-    except OSError:
-        if old.exists():
-            old.replace(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _build(request: Request, checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
-    if request.max_pieces is not None and not request.prune_texts:
-        raise InputError("--max-pieces needs --prune-text: it is by a text's words that pieces are chosen")
-    check_method(checkpoint.merger)
-    if checkpoint.encoder.frames:
-        raise CheckpointError(
-            f"the encoder {checkpoint.encoder.name} is told the language of its text (NLLB, M2M100), which a bundle cannot do "
-            "yet: train with an encoder that is not"
+    def run(self) -> None:
+        request, checkpoint, folder, talk = self.request, self.checkpoint, self.folder, self.talk
+        # The LLM first: most of what can be wrong with the request shows here, before anything slow.
+        talk("preparing the LLM")
+        auto = request.llm_type == AUTO
+        kind = auto_quant.REFERENCE if auto else request.llm_type
+        llm_files = prepare_llm(
+            checkpoint, folder, request.llm, kind, request.llm_gguf, LLMOptions(request.tensor_types, request.exact_ids), talk
         )
-    if checkpoint.prompt.before_ids is not None:
-        raise CheckpointError(
-            "the checkpoint's prompt is a chat template with special tokens, which a bundle cannot hold yet: "
-            "train with a plain template"
+        self.report["llm_conversion"] = llm_files.report
+        talk(f"loading the encoder {checkpoint.encoder.name}")
+        with reading("the encoder"):
+            encoder = encoders.load_encoder(checkpoint.encoder)
+        rows = embedding_table(encoder).num_embeddings
+        vocabulary = write_tokenizer(request, checkpoint.encoder, rows, folder, talk)
+        module = merger_module(encoder, checkpoint.merger, llm_facts(llm_files.gguf).embedding_scale)
+        graph_files = self._write_graph(module, vocabulary)
+        manifest = self._manifest(module, vocabulary, graph_files, llm_files)
+        self.report["llm"] = llm_files.kind
+        if vocabulary.report is not None:
+            self.report["vocabulary"] = vocabulary.report
+        subject = Subject(request, checkpoint, module, vocabulary, folder, talk)
+        manifest = prove_rows(subject, manifest, self.report)
+        candidates: list[Candidate] = []
+        if auto:
+            llm_files, candidates = self._choose(manifest)
+            rest = tuple(entry for entry in manifest.files if entry.role != "llm")
+            manifest = replace(manifest, files=(*rest, *llm_files.entries))
+            self.report["llm"] = llm_files.kind
+            write_manifest(manifest, folder)
+        elif self.compared:
+            candidates = self._compare(manifest, llm_files)
+        if candidates:
+            self.report["llm_types"] = auto_quant.report_of(candidates, llm_files.kind if auto else None)
+        cost: dict[str, Any] = {}
+
+        def look(model: MergedModel) -> None:
+            if request.compare:
+                talk("measuring what encoder and merger cost")
+                cost.update(memory=shares.memory(model), measured=shares.latency(model, request.golden))
+
+        manifest = prove_answers(subject, manifest, llm_files.kind, self.asks_torch, self.report, look)
+        write_manifest(manifest, folder)
+        write_report(document_of(manifest, cost.get("memory"), cost.get("measured")), folder)
+
+    def _write_graph(self, module: MergerModule, vocabulary: Vocabulary) -> list[FileInfo]:
+        checkpoint, request = self.checkpoint, self.request
+        self.talk("exporting the merger graph")
+        encoder = cast(Any, module.encoder.model)
+        whole = embedding_table(module.encoder)
+        if vocabulary.keep is not None:
+            rows = whole.weight.detach()[torch.from_numpy(vocabulary.keep)]
+            encoder.set_input_embeddings(_table_like(whole, rows))
+        metadata = {
+            "role": "merger",
+            "name": checkpoint.name,
+            "method": checkpoint.method,
+            "encoder": checkpoint.encoder.name,
+            "encoder_layers": ",".join(str(layer) for layer in checkpoint.encoder.layers) or "last",
+            "llm": checkpoint.llm.name,
+            "llm_width": str(checkpoint.llm.width),
+            "precision": request.precision,
+        }
+        if (gate := _gate_info(checkpoint)) is not None:
+            metadata |= {
+                "gate_granularity": gate.granularity,
+                "gate_language_input": gate.language_input,
+                "gate_languages": ",".join(gate.names),
+            }
+        try:
+            model = export_graph(module, metadata)
+            if request.precision != "fp32":
+                self.talk(f"quantising the graph to {request.precision}")
+            self.report["quantisation"] = quantise(model, request.precision, talk=self.talk).to_json()
+            paths = save_graph(model, self.folder)
+        finally:
+            # What the graph is compared with is the encoder with its whole vocabulary, not the one that was sliced.
+            encoder.set_input_embeddings(whole)
+        roles = ("merger", "merger-data")
+        return [file_entry(role, path) for role, path in zip(roles, paths, strict=False)]
+
+    def _manifest(
+        self, module: MergerModule, vocabulary: Vocabulary, graph_files: list[FileInfo], llm_files: LLMFiles
+    ) -> Manifest:
+        checkpoint, request = self.checkpoint, self.request
+        facts = llm_facts(llm_files.gguf)
+        if facts.width != checkpoint.llm.width:
+            raise CheckpointError(
+                f"the LLM has width {facts.width} and the checkpoint's merger was trained for {checkpoint.llm.width}"
+            )
+        encoder, prompt = checkpoint.encoder, checkpoint.prompt
+        return Manifest(
+            name=checkpoint.name,
+            method=checkpoint.method,
+            languages=tuple(sorted(request.languages or checkpoint.languages)),
+            encoder=EncoderInfo(
+                name=encoder.name,
+                architecture=encoder.architecture,
+                width=encoder.width,
+                layers=encoder.layers or (encoder_blocks(module.encoder),),
+                combine="concat",
+                max_tokens=encoder.max_tokens,
+                parameters=sum(parameter.numel() for parameter in module.encoder.model.parameters()),
+                licence=encoder.licence,
+                vocabulary=vocabulary.rows,
+                frames=vocabulary.frames or {},
+            ),
+            llm=LLMInfo(
+                name=checkpoint.llm.name,
+                architecture=facts.architecture,
+                width=facts.width,
+                vocabulary=facts.vocabulary,
+                context=min(facts.context, request.context),
+                parameters=facts.parameters,
+                licence=checkpoint.llm.licence,
+            ),
+            prompt=PromptInfo(
+                prompt.template,
+                prompt.bos_id,
+                prompt.stop_ids,
+                prompt.before_ids,
+                prompt.after_ids,
+                llm_files.normaliser,
+            ),
+            files=(*graph_files, file_entry("tokenizer", self.folder / TOKENIZER_FILE), *llm_files.entries),
+            generation=GenerationInfo(256, 0.0, checkpoint.calculator),
+            gate=_gate_info(checkpoint),
+            bake=None if llm_files.bake is None else BakeInfo(llm_files.bake),
+            tools=_tools(),
         )
-    # The LLM first: most of what can be wrong with the request shows here, before anything slow.
-    progress("preparing the LLM")
-    llm_files = prepare_llm(checkpoint, folder, request.llm, request.llm_type, request.llm_gguf)
-    facts = llm_facts(llm_files.gguf)
-    if facts.width != checkpoint.llm.width:
-        raise CheckpointError(
-            f"the LLM has width {facts.width} and the checkpoint's merger was trained for {checkpoint.llm.width}"
+
+    # ------------------------------------------------------------------------------------------ types of the LLM
+
+    def _judge(self, manifest: Manifest) -> Judge:
+        questions = self.request.judged or tuple(
+            Judged(language, question, ANSWERS.get(question)) for language, question in self.request.golden
         )
-    progress(f"loading the encoder {checkpoint.encoder.name}")
-    with _reading("the encoder"):
-        encoder = encoders.load_encoder(checkpoint.encoder)
-    parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
-    pruned = _prune(request, checkpoint, encoder, folder, progress)
-    module = merger_module(encoder, checkpoint.merger)
-    graph_files, quantised = _write_graph(request, checkpoint, module, pruned, folder, progress)
-    prompt = checkpoint.prompt
-    vocabulary = len(pruned.keep) if pruned is not None else embedding_table(encoder).num_embeddings
-    manifest = Manifest(
-        name=checkpoint.name,
-        method=checkpoint.method,
-        languages=tuple(sorted(request.languages or checkpoint.languages)),
-        encoder=EncoderInfo(
-            name=checkpoint.encoder.name,
-            architecture=checkpoint.encoder.architecture,
-            width=checkpoint.encoder.width,
-            layers=checkpoint.encoder.layers or (encoder_blocks(encoder),),
-            combine="concat",
-            max_tokens=checkpoint.encoder.max_tokens,
-            parameters=parameters,
-            licence=checkpoint.encoder.licence,
-            vocabulary=vocabulary,
-        ),
-        llm=LLMInfo(
-            name=checkpoint.llm.name,
-            architecture=facts.architecture,
-            width=facts.width,
-            vocabulary=facts.vocabulary,
-            context=min(facts.context, request.context),
-            parameters=facts.parameters,
-            licence=checkpoint.llm.licence,
-        ),
-        prompt=PromptInfo(prompt.template, prompt.bos_id, prompt.stop_ids, prompt.before_ids, prompt.after_ids),
-        files=(*graph_files, file_entry("tokenizer", folder / TOKENIZER_FILE), *llm_files.entries),
-        generation=GenerationInfo(256, 0.0, checkpoint.calculator),
-        gate=_gate_info(checkpoint),
-        bake=None if llm_files.bake is None else BakeInfo(llm_files.bake),
-        tools=_tools(),
-    )
-    report: dict[str, Any] = {"precision": request.precision, "llm": llm_files.kind, "quantisation": quantised}
-    if pruned is not None:
-        report["vocabulary"] = pruned.report
-    manifest = _prove(request, checkpoint, module, pruned, llm_files, manifest, report, folder, progress)
-    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+        return Judge(self.folder, manifest, questions, self.talk)
+
+    def _write_llm(self, kind: str, folder: Path) -> Path:
+        options = LLMOptions(self.request.tensor_types, self.request.exact_ids)
+        files = prepare_llm(self.checkpoint, folder, "embed", kind, None, options)
+        return files.gguf
+
+    def _choose(self, manifest: Manifest) -> tuple[LLMFiles, list[Candidate]]:
+        request, folder = self.request, self.folder
+        others = sum(entry.bytes for entry in manifest.files if entry.role != "llm" and entry.package is None)
+        bounds = Bounds(
+            kl=DEFAULT_MAX_KL if request.max_kl is None else request.max_kl,
+            llm_bytes=None if request.max_bytes is None else request.max_bytes - others,
+        )
+        kind, candidates = auto_quant.choose(self._judge(manifest), self._write_llm, folder, bounds, self.talk)
+        path = folder / LLM_FILE
+        return LLMFiles((file_entry("llm", path),), path, None, kind), candidates
+
+    def _compare(self, manifest: Manifest, llm_files: LLMFiles) -> list[Candidate]:
+        if llm_files.kind == auto_quant.REFERENCE:
+            return []  # it is its own reference
+        try:
+            gguf = open_bundle(self.folder).llm()
+            judge = self._judge(manifest)
+            return auto_quant.compare(judge, self._write_llm, self.folder, gguf, llm_files.kind, self.talk)
+        except MindMergerError as error:
+            if self.request.llm_gguf is None:
+                raise
+            # A ready GGUF may be of a family that cannot be written here: then there is nothing to compare it with.
+            self.talk(f"the LLM is not compared with F16: {error}")
+            return []
+
+
+def _table_like(whole: nn.Embedding, rows: torch.Tensor) -> nn.Embedding:
+    """The same kind of table (M2M100's scales what it looks up) with other rows."""
+    table = type(whole).__new__(type(whole))
+    nn.Module.__init__(table)
+    table.__dict__.update({key: value for key, value in whole.__dict__.items() if not key.startswith("_")})
+    table.num_embeddings, table.padding_idx = len(rows), None
+    table.weight = nn.Parameter(rows, requires_grad=False)
+    return cast(nn.Embedding, table)
 
 
 def _gate_info(checkpoint: Checkpoint) -> GateInfo | None:
@@ -222,159 +302,6 @@ def _gate_info(checkpoint: Checkpoint) -> GateInfo | None:
     if gate is None:
         return None
     return GateInfo(gate.spec.languages, gate.spec.granularity, gate.spec.language_input)
-
-
-def _prune(
-    request: Request, checkpoint: Checkpoint, encoder: encoders.Encoder, folder: Path, progress: Progress
-) -> Pruned | None:
-    source = encoders.tokenizer_path(checkpoint.encoder)
-    target = folder / TOKENIZER_FILE
-    if not request.prune_texts:
-        shutil.copyfile(source, target)
-        return None
-    progress("choosing the pieces of the encoder's vocabulary")
-    texts = [*read_texts(request.prune_texts), *SENTENCES.values()]
-    pruned = prune(source, texts, embedding_table(encoder).num_embeddings, request.max_pieces)
-    target.write_text(pruned.tokenizer_json, encoding="utf-8")
-    kept = pruned.report
-    progress(f"vocabulary: {kept['pieces']} of {kept['of']} pieces, {100 * kept['token_coverage']:.2f} % of the tokens")
-    return pruned
-
-
-def _write_graph(
-    request: Request,
-    checkpoint: Checkpoint,
-    module: MergerModule,
-    pruned: Pruned | None,
-    folder: Path,
-    progress: Progress,
-) -> tuple[list[FileInfo], dict[str, Any]]:
-    progress("exporting the merger graph")
-    encoder = cast(Any, module.encoder.model)
-    whole = embedding_table(module.encoder)
-    if pruned is not None:
-        rows = whole.weight.detach()[torch.from_numpy(pruned.keep)]
-        encoder.set_input_embeddings(nn.Embedding(len(rows), rows.shape[1], _weight=rows).requires_grad_(False))
-    metadata = {
-        "role": "merger",
-        "name": checkpoint.name,
-        "method": checkpoint.method,
-        "encoder": checkpoint.encoder.name,
-        "encoder_layers": ",".join(str(layer) for layer in checkpoint.encoder.layers) or "last",
-        "llm": checkpoint.llm.name,
-        "llm_width": str(checkpoint.llm.width),
-        "precision": request.precision,
-    }
-    if (gate := _gate_info(checkpoint)) is not None:
-        metadata |= {
-            "gate_granularity": gate.granularity,
-            "gate_language_input": gate.language_input,
-            "gate_languages": ",".join(gate.names),
-        }
-    try:
-        model = export_graph(module, metadata)
-        if request.precision != "fp32":
-            progress(f"quantising the graph to {request.precision}")
-        quantised = quantise(model, request.precision)
-        paths = save_graph(model, folder)
-    finally:
-        # What the graph is compared with is the encoder with its whole vocabulary, not the one that was sliced.
-        encoder.set_input_embeddings(whole)
-    roles = ("merger", "merger-data")
-    return [file_entry(role, path) for role, path in zip(roles, paths, strict=False)], quantised.to_json()
-
-
-def _prove(
-    request: Request,
-    checkpoint: Checkpoint,
-    module: MergerModule,
-    pruned: Pruned | None,
-    llm_files: LLMFiles,
-    manifest: Manifest,
-    report: dict[str, Any],
-    folder: Path,
-    progress: Progress,
-) -> Manifest:
-    """Compare the bundle in `folder` with torch; returns the manifest with its report, scale and golden ids."""
-    from mindmerger.bundle import open_bundle
-    from mindmerger.loading import load
-    from mindmerger.tokenizer import QuestionTokenizer
-
-    progress("comparing the graph's rows with torch")
-    tokenizer = QuestionTokenizer(folder / TOKENIZER_FILE, manifest.encoder.max_tokens, manifest.encoder.vocabulary)
-    graph = folder / manifest.file("merger").path
-    keep = None if pruned is None else np.asarray(pruned.keep)
-    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-    gguf = open_bundle(folder).llm()
-    prompts = None if manifest.gate is None else _prompt_rows(gguf, manifest.prompt, SENTENCES)
-    report["rows"] = check_rows(
-        module, graph, tokenizer, keep, SENTENCES, request.precision, gate=manifest.gate, prompts=prompts
-    )
-
-    progress("comparing injected rows with the LLM's token path")
-    question = request.golden[0][1]
-    report["injection"] = parity.find_injection_scale(gguf, manifest.prompt.render(question), manifest.prompt.bos_id)
-    manifest = replace(manifest, injection_scale=report["injection"]["scale"])
-    (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
-
-    progress("comparing answers with torch")
-    with _reading("the LLM"):
-        llm = llms.load_llm(checkpoint.llm, adapter=checkpoint.adapter_path())
-        llm_tokenizer = llms.load_llm_tokenizer(checkpoint.llm)
-    reference = parity.TorchAnswers(
-        checkpoint, module, llm, encoders.load_tokenizer(checkpoint.encoder), manifest.filter_threshold
-    )
-    with load(folder) as model:
-        report["answers"] = parity.check_answers(
-            reference, model, llm_tokenizer, request.golden, llm_files.kind in _FLOAT_TYPES
-        )
-        golden = tuple(
-            GoldenInfo(question, language, tuple(model.continuation_ids(question, parity.GREEDY_TOKENS)))
-            for language, question in request.golden
-        )
-    del llm, reference
-    gc.collect()
-    return replace(manifest, golden=golden, parity=report)
-
-
-def _prompt_rows(gguf: Path, prompt: PromptInfo, texts: Mapping[str, str]) -> dict[str, Floats]:
-    """The LLM's embeddings of each text's prompt (m, d): what the gate asks with."""
-    from mindmerger.embeddings import EmbeddingTable
-    from mindmerger.llama import LLM
-
-    table = EmbeddingTable(gguf)
-    with LLM(gguf, context=64) as llm:
-        return {key: table.rows(prompt.ids(text, llm.tokenise)) for key, text in texts.items()}
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Its advice and progress bars are about its own loading; stderr is for ours."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-@contextmanager
-def _reading(what: str) -> Iterator[None]:
-    """transformers and safetensors report damaged files by a dozen exceptions; here they are one sentence."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except MindMergerError:
-        raise
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{what} cannot be read ({lines[0][:200]}): is its folder complete?") from None
 
 
 def _tools() -> dict[str, str]:

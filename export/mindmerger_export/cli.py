@@ -1,4 +1,4 @@
-"""`mm-export`: a checkpoint becomes a bundle; `inspect` and `verify` look at one that is there.
+"""`mm-export`: a checkpoint becomes a bundle. What is done with one that is there, is in cli_bundle.py.
 
 Heavy imports are inside the commands, so that --help is immediate.
 """
@@ -6,7 +6,6 @@ Heavy imports are inside the commands, so that --help is immediate.
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ import click
 
 from mindmerger.cli import run_body, run_command
 from mindmerger.errors import InputError
+from mindmerger_export.cli_bundle import add_commands
 
 _PRECISIONS = ("fp32", "w8", "w4")
-_LLM_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+_LLM_TYPES = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q5_1", "q5_0", "q4_1", "q4_0")
+_AUTO = "auto"
 
 
 @click.group(
@@ -26,17 +27,22 @@ _LLM_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 Examples:
   mm-export --checkpoint runs/augmentation --out my-bundle
   mm-export --checkpoint mindmerger --llm package --prune-text texts/ --max-pieces 64000
-  mm-export --checkpoint runs/augmentation --precision fp32 --llm-type f16 --out exact
+  mm-export --checkpoint runs/augmentation --languages sw,bn,es --prune-text texts/ --out small
+  mm-export --checkpoint runs/augmentation --precision fp32 --quant f16 --out exact
+  mm-export --checkpoint runs/augmentation --quant auto --max-size 400MB --out fits
   mm-export inspect my-bundle
   mm-export verify my-bundle
+  mm-export pack my-bundle my-bundle.mmb
+  mm-export unpack my-bundle.mmb
 
 The bundle is compared with torch before it gets its name: rows and weights of the graph, injected rows against the LLM's
 token path, logits and greedy answers. A figure out of bounds fails the export and leaves nothing. The figures are in
-manifest.json.
+manifest.json, and with charts and times in report.html and report.json beside it.
 
 Progress goes to stderr; the bundle's folder goes to stdout.
 Exit codes: 0 done, 2 wrong command line, 3 bad option or existing folder, 4 missing package or damaged GGUF, 5 no space
-or memory, 6 bad checkpoint, 7 unreadable text, 8 the bundle does not compute what torch computed, 130 interrupted.""",
+or memory, 6 bad checkpoint, 7 unreadable text, 8 the bundle does not compute what torch computed, or no type of the LLM
+meets the bounds, 130 interrupted, 143 terminated.""",
 )
 @click.option("--checkpoint", metavar="NAME|DIR", help="A folder that mm-train wrote, or a name in models/.")
 @click.option(
@@ -53,7 +59,8 @@ or memory, 6 bad checkpoint, 7 unreadable text, 8 the bundle does not compute wh
 @click.option(
     "--languages",
     metavar="CODES",
-    help="What the manifest names as its languages, as es,sw,bn. [default: the checkpoint's]",
+    help="The languages that the bundle is for, as es,sw,bn: named in the manifest, and with --prune-text those whose text "
+    "decides what stays of the encoder's vocabulary. [default: the checkpoint's]",
 )
 @click.option(
     "--prune-text",
@@ -62,7 +69,8 @@ or memory, 6 bad checkpoint, 7 unreadable text, 8 the bundle does not compute wh
     type=click.Path(path_type=Path),
     metavar="PATH",
     help="Cut the encoder's vocabulary down to what this text needs: a .txt, .tsv or .jsonl file or a folder of them; "
-    "repeatable. Unseen words fall apart into characters.",
+    "repeatable. Of a folder with files named by language (sw.txt), those of --languages. Unseen words fall apart into "
+    "characters.",
 )
 @click.option(
     "--max-pieces",
@@ -79,9 +87,64 @@ or memory, 6 bad checkpoint, 7 unreadable text, 8 the bundle does not compute wh
     "adapter is applied on the user's machine at first use.",
 )
 @click.option(
+    "--quant",
     "--llm-type",
-    type=click.Choice(_LLM_TYPES),
-    help="Type of the LLM's matrices. [default: q8_0 where an adapter is applied, else as they are]",
+    "llm_type",
+    type=click.Choice((*_LLM_TYPES, _AUTO), case_sensitive=False),
+    help="Type of the LLM's matrices. auto: the smallest type that meets --max-size and --max-kl in every language. "
+    "[default: q5_k_m of a Hugging Face folder; of a GGUF q8_0 where an adapter is applied, else as they are]",
+)
+@click.option(
+    "--tensor-type",
+    "tensor_types",
+    multiple=True,
+    metavar="PATTERN=TYPE",
+    help="Another type for the LLM's tensors whose GGUF name matches the regular expression, as ffn_down=q6_k; repeatable, the "
+    "first match decides.",
+)
+@click.option(
+    "--llm-adapter",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Apply this LoRA adapter to the LLM: a PEFT folder or an adapter in GGUF form. For a checkpoint without one.",
+)
+@click.option(
+    "--llm-tokenizer",
+    type=click.Choice(["exact", "warn"]),
+    default="exact",
+    show_default=True,
+    help="What to do where llama.cpp cuts text otherwise than the LLM's tokenizer: fail, or say so and go on.",
+)
+@click.option(
+    "--max-size", metavar="SIZE", help="With --quant auto: the most that the whole bundle may take, as 400MB or 1.5GB."
+)
+@click.option(
+    "--max-kl",
+    type=click.FloatRange(min=0.0, min_open=True),
+    metavar="X",
+    help="With --quant auto: how far the LLM may be from F16, in nats a token, in the language that fares worst. "
+    "[default: 0.1]",
+)
+@click.option(
+    "--questions",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Questions that the LLM's types are judged by, one a line: LANGUAGE<TAB>QUESTION or LANGUAGE<TAB>QUESTION<TAB>ANSWER. "
+    "[default: the golden questions]",
+)
+@click.option(
+    "--compare/--no-compare",
+    default=True,
+    show_default=True,
+    help="Judge the LLM's type against F16 (not above 2 billion parameters, unless by --quant auto) and measure what the "
+    "encoder costs, for the report.",
+)
+@click.option(
+    "--reference",
+    type=click.Choice(["auto", "torch", "none"]),
+    default="auto",
+    show_default=True,
+    help="Whether torch answers the golden questions too. auto: where its LLM in float32 fits into the memory.",
 )
 @click.option(
     "--llm-gguf", type=click.Path(path_type=Path), metavar="FILE", help="Take this GGUF as the LLM, as it is."
@@ -113,7 +176,7 @@ def command(invocation: click.Context, /, checkpoint: str | None, **options: Any
             raise click.UsageError(f"{invocation.invoked_subcommand} takes a bundle, not --checkpoint.")
         return
     if checkpoint is None:
-        raise click.UsageError("Give a --checkpoint, or a command: inspect, verify.")
+        raise click.UsageError("Give a --checkpoint, or a command: inspect, verify, pack, unpack.")
     run_body(lambda: _export(checkpoint, **options))
 
 
@@ -129,93 +192,88 @@ def _export(
     llm_type: str | None,
     llm_gguf: Path | None,
     context: int,
+    max_size: str | None,
+    max_kl: float | None,
+    questions: Path | None,
+    compare: bool,
+    reference: str,
+    tensor_types: tuple[str, ...],
+    llm_adapter: Path | None,
+    llm_tokenizer: str,
     golden: Path | None,
     force: bool,
 ) -> None:
-    if llm_gguf is not None and (llm_type is not None or llm == "package"):
-        raise InputError("--llm-gguf takes the file as it is: leave out --llm-type and --llm package")
-    questions = _read_golden(golden) if golden is not None else None
+    from mindmerger_export.request import Judged, Request, bytes_of
+
+    asked = [] if golden is None else read_questions(golden)
+    judged = [] if questions is None else read_questions(questions)
+    request = Request(
+        checkpoint=checkpoint,
+        out=out,
+        precision=precision,
+        languages=tuple(code.strip() for code in (languages or "").split(",") if code.strip()),
+        prune_texts=prune_texts,
+        max_pieces=max_pieces,
+        llm=llm,
+        llm_type=llm_type,
+        llm_gguf=llm_gguf,
+        context=context,
+        force=force,
+        max_bytes=None if max_size is None else bytes_of(max_size),
+        max_kl=max_kl,
+        judged=tuple(Judged(*line) for line in judged),
+        compare=compare,
+        reference=reference,
+        tensor_types=tensor_types,
+        exact_ids=llm_tokenizer == "exact",
+        llm_adapter=llm_adapter,
+        **({"golden": tuple((language, question) for language, question, _ in asked)} if asked else {}),
+    )
     # transformers draws bars for its own work; it reads this when it is first imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    try:
-        # torch and transformers take seconds to import: not before the command line is known to be right.
-        from mindmerger_export.bundle_writer import Request, export_bundle
+    from mindmerger_export.talk import Console
+    from mindmerger_export.workspace import TERMINATED, terminable
 
-        request = Request(
-            checkpoint=checkpoint,
-            out=out,
-            precision=precision,
-            languages=tuple(code.strip() for code in (languages or "").split(",") if code.strip()),
-            prune_texts=prune_texts,
-            max_pieces=max_pieces,
-            llm=llm,
-            llm_type=llm_type,
-            llm_gguf=llm_gguf,
-            context=context,
-            force=force,
-            **({} if questions is None else {"golden": questions}),
-        )
-        print(export_bundle(request, _say))
-    except KeyboardInterrupt:
-        _say("interrupted; nothing was written")
-        raise
+    with Console("mm-export") as talk, terminable():
+        try:
+            # torch and transformers take seconds to import: not before the command line is known to be right.
+            talk("starting")
+            from mindmerger_export.bundle_writer import export_bundle
+
+            made = export_bundle(request, talk)
+        except KeyboardInterrupt:
+            talk.lines(["mm-export: interrupted; nothing was written"])
+            raise
+        except SystemExit as ending:
+            if ending.code == TERMINATED:
+                talk.lines(["mm-export: terminated; nothing was written"])
+            raise
+    print(made)
 
 
-@command.command("inspect")
-@click.argument("bundle", metavar="BUNDLE")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect_command(bundle: str, as_json: bool) -> None:
-    """Say what is in BUNDLE, a folder or the name of an installed one: parts, sizes, and the parity report."""
+def read_questions(path: Path) -> list[tuple[str, str, str | None]]:
+    """Language, question and answer (None: not given) of a file of tab-separated lines. Raises InputError.
 
-    def body() -> None:
-        import json
-
-        from mindmerger_export.inspection import inspect, shown
-
-        found = inspect(bundle)
-        print(json.dumps(found, ensure_ascii=False, indent=2) if as_json else shown(found))
-
-    run_body(body)
-
-
-@command.command("verify")
-@click.argument("bundle", metavar="BUNDLE")
-def verify_command(bundle: str) -> None:
-    """Check BUNDLE on this machine: manifest, hashes, that it loads, and its golden questions.
-
-    Exit codes: 0 sound, 4 damaged, 5 does not run here, 8 most golden questions are answered otherwise.
+    A line that begins with # is a comment; a first line `language<TAB>question…` names the columns.
     """
-
-    def body() -> None:
-        from mindmerger_export.inspection import verify
-
-        for line in verify(bundle, _say):
-            print(line, flush=True)
-
-    run_body(body)
-
-
-def _say(message: str) -> None:
-    print(f"mm-export: {message}", file=sys.stderr, flush=True)
-
-
-def _read_golden(path: Path) -> tuple[tuple[str, str], ...]:
-    """Questions of a file of `LANGUAGE<TAB>QUESTION` lines. Raises InputError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the golden questions {path} cannot be read ({error})") from None
-    questions = []
+        raise InputError(f"the questions {path} cannot be read ({error})") from None
+    questions: list[tuple[str, str, str | None]] = []
     for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
+        if not line.strip() or line.startswith("#") or (number == 1 and line.startswith("language\tquestion")):
             continue
-        language, tab, question = line.partition("\t")
-        if not tab or not question.strip():
+        language, question, answer = (*(field.strip() for field in line.split("\t")), "", "")[:3]
+        if not question:
             raise InputError(f"{path}, line {number}: expected LANGUAGE<TAB>QUESTION")
-        questions.append((language.strip(), question.strip()))
+        questions.append((language, question, answer or None))
     if not questions:
         raise InputError(f"{path} has no questions")
-    return tuple(questions)
+    return questions
+
+
+add_commands(command)
 
 
 def main() -> None:

@@ -6,11 +6,14 @@ Works on the manifest and through the runtime; torch is not needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from mindmerger.bundle import open_bundle, resolve
 from mindmerger.errors import ParityError
 from mindmerger.manifest import Manifest, read_manifest
+from mindmerger_export.pack import read_packed
+from mindmerger_export.report import read_report
 
 # Other processors round otherwise, and two tokens that are almost equally likely then swap. More than half of all questions
 # is no rounding.
@@ -18,9 +21,11 @@ _GOLDEN_SHARE = 0.5
 
 
 def inspect(bundle: str) -> dict[str, Any]:
-    """Facts of the manifest as one JSON object; no other file is read."""
-    folder = resolve(bundle)
-    manifest = read_manifest(folder)
+    """Facts of the manifest as one JSON object, and the measured times beside it; `bundle` may be a packed file."""
+    packed = Path(bundle)
+    folder = packed if packed.is_file() else resolve(bundle)
+    manifest = read_packed(packed) if packed.is_file() else read_manifest(folder)
+    report = None if packed.is_file() else read_report(folder)
     return {
         "folder": str(folder),
         "name": manifest.name,
@@ -40,6 +45,7 @@ def inspect(bundle: str) -> dict[str, Any]:
         "bake": None if manifest.bake is None else manifest.bake.type,
         "golden_questions": len(manifest.golden),
         "parity": manifest.parity,
+        "measured": None if report is None else report["measured"],
         "tools": manifest.tools,
     }  # fmt: skip
 
@@ -69,6 +75,8 @@ def shown(facts: dict[str, Any]) -> str:
     if facts["bake"] is not None:
         lines.append(f"  the LLM is made of base and adapter at first use, as {facts['bake']}")
     lines += ["parity", *_tree(facts["parity"], "  ")]
+    if facts["measured"]:
+        lines += ["measured while exporting", *_tree(facts["measured"], "  ")]
     lines.append(f"{facts['golden_questions']} golden questions")
     return "\n".join(lines)
 
@@ -113,7 +121,10 @@ def verify(bundle: str, progress: Callable[[str], None]) -> Iterator[str]:
         different = []
         for number, golden in enumerate(manifest.golden, 1):
             progress(f"golden question {number} of {len(manifest.golden)}")
-            found = model.continuation_ids(golden.question, len(golden.token_ids))
+            told = golden.language in manifest.encoder.frames and manifest.gate is None
+            found = model.continuation_ids(
+                golden.question, len(golden.token_ids), language=golden.language if told else None
+            )
             place = _difference(golden.token_ids, found)
             if place is not None:
                 different.append(f"{golden.question[:60]!r} from token {place + 1}")

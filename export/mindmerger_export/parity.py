@@ -21,10 +21,13 @@ from mindmerger.embeddings import EmbeddingTable
 from mindmerger.errors import ParityError
 from mindmerger.graph import GraphInput
 from mindmerger.llama import LLM
+from mindmerger.manifest import Manifest
 from mindmerger.model import MergedModel
+from mindmerger.options import SourceKeywords
 from mindmerger.steering import Steered, Wish, steer, wished_sources
 from mindmerger_export.graph import MergerModule
 from mindmerger_export.rows import three, torch_merge
+from mindmerger_export.talk import Talk
 from mindmerger_train.checkpoint import Checkpoint
 
 Floats = npt.NDArray[np.float32]
@@ -112,10 +115,13 @@ class TorchAnswers:
         self._llm = cast(Any, llm)
         self._tokenizer = encoder_tokenizer
         self._threshold = filter_threshold
+        self._scale = module.embedding_scale
 
     @torch.no_grad()
     def _embed(self, ids: Sequence[int]) -> torch.Tensor:
-        return cast(torch.Tensor, self._llm.get_input_embeddings()(torch.tensor([list(ids)], dtype=torch.int64)))
+        """Rows as they are in the LLM's table, like the module's."""
+        rows = self._llm.get_input_embeddings()(torch.tensor([list(ids)], dtype=torch.int64))
+        return cast(torch.Tensor, rows if self._scale == 1.0 else rows / self._scale)
 
     def steered(self, question: str, prompt_ids: Sequence[int], wish: Wish | None = None) -> Steered:
         """Both sources of `question` as the LLM is given them."""
@@ -123,7 +129,8 @@ class TorchAnswers:
         prompt = cast(Floats, self._embed(prompt_ids)[0].float().numpy())
         gate = self._module.merger.gate
         language = None if gate is None else gate.spec.distribution([wish.language])[0].numpy()
-        merged = torch_merge(self._module, GraphInput(self._tokenizer.encode(question).ids, prompt, language))
+        ids = self._tokenizer.encode(question, wish.language or "").ids
+        merged = torch_merge(self._module, GraphInput(ids, prompt, language))
         sources = wished_sources(wish, self._threshold, self._module.merger.method != "langbridge")
         return steer(merged.rows, prompt, merged.opinion, wish, self._threshold, sources)
 
@@ -137,16 +144,19 @@ class TorchAnswers:
             parts.append(torch.from_numpy(steered.prompt).unsqueeze(0))
         elif steered.question:
             parts.append(self._embed(prompt_ids))
-        return self._llm(inputs_embeds=torch.cat([part.to(parts[0].dtype) for part in parts], dim=1), use_cache=True)
+        rows = torch.cat([part.to(parts[0].dtype) for part in parts], dim=1)
+        return self._llm(inputs_embeds=rows * self._scale, use_cache=True)
 
     def logits(self, steered: Steered, prompt_ids: Sequence[int]) -> Floats:
         """Logits of the first token, given these sources."""
         return cast(Floats, self._prefill(steered, prompt_ids).logits[0, -1].float().numpy())
 
     @torch.no_grad()
-    def answer(self, question: str, prompt_ids: Sequence[int], n: int) -> tuple[Floats, list[int], list[float]]:
+    def answer(
+        self, question: str, prompt_ids: Sequence[int], n: int, wish: Wish | None = None
+    ) -> tuple[Floats, list[int], list[float]]:
         """Logits of the first token, greedy ids (up to `n`, a stop id last), and each one's margin over the second."""
-        output = self._prefill(self.steered(question, prompt_ids), prompt_ids)
+        output = self._prefill(self.steered(question, prompt_ids, wish), prompt_ids)
         first: Floats = output.logits[0, -1].float().numpy()
         tokens: list[int] = []
         margins: list[float] = []
@@ -179,16 +189,31 @@ class Answer:
     weight_distance: float
 
 
+def asked_in(manifest: Manifest, language: str) -> SourceKeywords:
+    """An encoder that is told the language is told it where it can be; a gate decides for itself, as it does for users."""
+    told = language in manifest.encoder.frames and manifest.gate is None
+    return {"language": language} if told else {}
+
+
 def compare_answer(
-    reference: TorchAnswers, model: MergedModel, llm_tokenizer: Any, question: str, tokens: int = GREEDY_TOKENS
+    reference: TorchAnswers,
+    model: MergedModel,
+    llm_tokenizer: Any,
+    question: str,
+    tokens: int = GREEDY_TOKENS,
+    language: str = "",
 ) -> Answer:
     """Compare one question's logits and greedy continuation. ParityError when its prompt has other ids."""
+    options = asked_in(model.manifest, language)
+    wish = Wish(options.get("language"))
     prompt_ids = llm_tokenizer.prompt_ids(reference.prompt, question)
     if prompt_ids != model.prompt_ids(question):
         raise ParityError(f"llama.cpp and transformers tokenise the prompt of {question[:60]!r} differently")
-    wanted_logits, wanted, margins = reference.answer(question, prompt_ids, tokens)
-    found_logits, found = model.prefill(question), model.continuation_ids(question, tokens)
-    wanted_sources, found_sources = reference.steered(question, prompt_ids), model.steered(question)
+    wanted_logits, wanted, margins = reference.answer(question, prompt_ids, tokens, wish)
+    found_logits = model.prefill(question, **options)
+    found = model.continuation_ids(question, tokens, **options)
+    wanted_sources = reference.steered(question, prompt_ids, wish)
+    found_sources = model.steered(question, **options)
     same_rows = reference.logits(found_sources, prompt_ids)
     pairs = enumerate(zip(wanted, found, strict=False))
     place = None if wanted == found else next((i for i, (a, b) in pairs if a != b), min(len(wanted), len(found)) - 1)
@@ -214,13 +239,15 @@ def check_answers(
     questions: Sequence[tuple[str, str]],
     float_llm: bool,
     tokens: int = GREEDY_TOKENS,
+    talk: Talk | None = None,
 ) -> dict[str, Any]:
     """Compare first-token logits and greedy continuations for each (language, question).
 
     The rows have their own bounds (`check_rows`), so what is judged here is the LLM given the same rows; `float_llm`: its
     weights are not quantised. Raises ParityError outside the bound.
     """
-    answers = [compare_answer(reference, model, llm_tokenizer, question, tokens) for _, question in questions]
+    asked = (talk or Talk()).each(questions)
+    answers = [compare_answer(reference, model, llm_tokenizer, text, tokens, code) for code, text in asked]
     mean = float(np.mean([answer.llm_kl for answer in answers]))
     bound = LOGITS_KL_FLOAT if float_llm else LOGITS_KL_QUANTISED
     if not mean <= bound:
@@ -235,6 +262,10 @@ def check_answers(
         "top1_agreement": three(sum(answer.top1 for answer in answers) / len(answers)),
         "greedy_tokens": tokens,
         "greedy_identical": three(sum(answer.place is None for answer in answers) / len(answers)),
+        "by_language": {
+            language: _answers_of([a for a, (code, _) in zip(answers, questions, strict=True) if code == language])
+            for language in dict.fromkeys(code for code, _ in questions)
+        },
         # Two tokens that torch itself hardly tells apart may swap for any rounding.
         "differences": [
             {"question": question, "position": answer.place, "torch_margin": three(answer.margin)}
@@ -251,3 +282,14 @@ def check_answers(
             "question_left_out": sum(answer.llm_weight == 0 for answer in answers),
         }
     return report
+
+
+def _answers_of(answers: Sequence[Answer]) -> dict[str, Any]:
+    """The figures of one language."""
+    return {
+        "questions": len(answers),
+        "kl_mean": three(float(np.mean([answer.kl for answer in answers]))),
+        "llm_kl_mean": three(float(np.mean([answer.llm_kl for answer in answers]))),
+        "top1_agreement": three(sum(answer.top1 for answer in answers) / len(answers)),
+        "greedy_identical": three(sum(answer.place is None for answer in answers) / len(answers)),
+    }

@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mindmerger_export.talk import Talk
+
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
 
 BLOCK = 32
+_CHUNK_WEIGHTS = 8_000_000
 PRECISIONS = ("fp32", "w8", "w4")
 # 4: activations in 8 bits too; 1: in float32. Measured on multilingual-e5-small with a random mapping, w8, two cores: level 4
 # gives rows of cosine 0.99985 (worst 0.99979) in 6 ms for 12 tokens, level 1 0.99999 in 20 ms.
@@ -123,15 +126,37 @@ def pack(codes: Codes, bits: int) -> npt.NDArray[np.uint8]:
 _FLOAT_NODES = ("gate.hidden.", "gate.output.", "gate.language", "gate.matmul")
 
 
-def quantise(model: Any, precision: str, accuracy_level: int = ACCURACY_LEVEL) -> Quantised:
+def in_blocks_of_rows(matrix: Floats, bits: int) -> tuple[Codes, Floats, bool]:
+    """Codes and scales of a matrix of any size, exact ones where there are, and whether they are.
+
+    A few rows at a time: mT5-xl's table has half a billion weights, and rounding takes several copies.
+    """
+    step = max(1, _CHUNK_WEIGHTS // matrix.shape[1])
+    starts = range(0, len(matrix), step)
+    codes = np.empty(matrix.shape, dtype=np.int8)
+    scales = np.empty((matrix.shape[0], matrix.shape[1] // BLOCK), dtype=np.float32)
+    for exact in (True, False):
+        for start in starts:
+            rows = matrix[start : start + step]
+            found = exact_q4(rows) if exact else symmetric(rows, bits)
+            if found is None:
+                break
+            codes[start : start + step], scales[start : start + step] = found
+        else:
+            return codes, scales, exact
+    raise AssertionError("rounding always ends")
+
+
+def quantise(model: Any, precision: str, accuracy_level: int = ACCURACY_LEVEL, talk: Talk | None = None) -> Quantised:
     """Quantise the weights of an `onnx_ir.Model` in place. `fp32` leaves everything as it is."""
+    talk = talk or Talk()
     done = Quantised()
     if precision == "fp32":
         return done
     bits = {"w8": 8, "w4": 4}[precision]
     graph = model.graph
     packed: dict[str, tuple[Any, Any, int]] = {}
-    for node in list(graph):
+    for node in talk.each(list(graph)):
         if node.op_type == "MatMul" and node.domain == "":
             if (node.name or "").startswith(_FLOAT_NODES):
                 done.float32 += _weight(graph, node.inputs[1]) is not None
@@ -169,12 +194,11 @@ def _quantise_matmul(
         return
     if weight.name not in packed:
         rows = np.ascontiguousarray(matrix.T)
-        exact = exact_q4(rows)
-        codes, scales = exact if exact is not None else symmetric(rows, bits)
-        width = 4 if exact is not None else bits
-        done.exact += exact is not None
-        done.eight_bit += exact is None and bits == 8
-        done.four_bit += exact is None and bits == 4
+        codes, scales, exact = in_blocks_of_rows(rows, bits)
+        width = 4 if exact else bits
+        done.exact += exact
+        done.eight_bit += not exact and bits == 8
+        done.four_bit += not exact and bits == 4
         packed[weight.name] = (
             _initializer(graph, f"{weight.name}_q{width}", ir.tensor(pack(codes, width))),
             _initializer(graph, f"{weight.name}_scales", ir.tensor(np.ascontiguousarray(scales).reshape(-1))),
@@ -193,17 +217,16 @@ def _quantise_gather(graph: Any, node: Any, bits: int, done: Quantised) -> None:
     matrix = _weight(graph, table)
     if matrix is None or matrix.shape[1] % BLOCK:
         return
-    exact = exact_q4(matrix)
-    codes, scales = exact if exact is not None else symmetric(matrix, bits)
-    width = 4 if exact is not None else bits
-    done.table = "exact 4-bit" if exact is not None else f"{bits}-bit"
+    codes, scales, exact = in_blocks_of_rows(matrix, bits)
+    width = 4 if exact else bits
+    done.table = "exact 4-bit" if exact else f"{bits}-bit"
     attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": BLOCK}
     if width == 4:
         # Signed 4-bit with no zero point: what `nibble − 8` means, in the operator's own words.
         stored: Any = ir.Tensor(codes.astype(ml_dtypes.int4))
     else:
         # The operator has no signed 8-bit form; without zero points it takes 128 off.
-        stored = ir.tensor((codes.astype(np.int16) + 128).astype(np.uint8))
+        stored = ir.tensor(codes.view(np.uint8) ^ np.uint8(128))
         attributes["bits"] = 8
     inputs = [
         _initializer(graph, f"{table.name}_q{width}", stored),

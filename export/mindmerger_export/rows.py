@@ -16,11 +16,13 @@ import numpy.typing as npt
 import torch
 
 from mindmerger.errors import BundleError, ParityError
+from mindmerger.frames import framed
 from mindmerger.graph import GraphInput, Merged, MergerGraph
-from mindmerger.manifest import GateInfo
+from mindmerger.manifest import FrameInfo, GateInfo
 from mindmerger.steering import Opinion
 from mindmerger.tokenizer import QuestionTokenizer
 from mindmerger_export.graph import MergerModule
+from mindmerger_export.talk import Talk
 
 Floats = npt.NDArray[np.float32]
 Keep = npt.NDArray[np.int64]
@@ -102,19 +104,27 @@ def check_rows(
     *,
     gate: GateInfo | None = None,
     prompts: Mapping[str, Floats] | None = None,
+    frames: Mapping[str, FrameInfo] | None = None,
+    talk: Talk | None = None,
 ) -> dict[str, Any]:
     """Compare rows and opinions for each text alone and for all of them in padded batches.
 
     `module` has the whole vocabulary; `keep` maps the pruned tokenizer's ids to its ids. With a gate, `prompts` has the LLM's
     embeddings of each text's prompt (m, d); alone, a text's language is left to the head, in batches the gate is told one.
+    `texts` are named by their language, which an encoder with `frames` is told where it knows it.
     Raises ParityError outside the bounds of `precision`.
     """
+    talk = talk or Talk()
     try:
         graph = MergerGraph(
             path, width=module.width, vocabulary=tokenizer.vocabulary, threads=torch.get_num_threads(), gate=gate
         )
-        alone_inputs = _inputs(tokenizer, texts, gate, prompts, told=False)
-        batch_inputs = _inputs(tokenizer, texts, gate, prompts, told=True)
+        ids = {
+            key: framed(tokenizer.encode(text), frames or {}, key if key in (frames or {}) else None)
+            for key, text in texts.items()
+        }
+        alone_inputs = _inputs(ids, gate, prompts, told=False)
+        batch_inputs = _inputs(ids, gate, prompts, told=True)
         alone = {key: graph.merge([question])[0] for key, question in alone_inputs.items()}
         together: dict[str, Merged] = {}
         keys = list(batch_inputs)
@@ -124,7 +134,10 @@ def check_rows(
         graph.close()
     except BundleError as error:
         raise ParityError(f"the exported graph cannot be used: {error}") from None
-    compared = {key: compare(torch_merge(module, alone_inputs[key], keep), found) for key, found in alone.items()}
+    compared = {
+        key: compare(torch_merge(module, alone_inputs[key], keep), found)
+        for key, found in talk.each(list(alone.items()))
+    }
     padded = [compare(torch_merge(module, batch_inputs[key], keep), found) for key, found in together.items()]
     for name, rows in (("rows", list(compared.values())), ("rows of padded batches", padded)):
         _judge_rows(name, rows, precision)
@@ -134,17 +147,13 @@ def check_rows(
         **_summary(list(compared.values())),
         "padded_batches": _summary(padded),
         "worst_by_text": {key: cosine(row.cosine_min) for key, row in compared.items()},
+        "max_abs_by_text": {key: three(row.max_abs) for key, row in compared.items()},
     }
 
 
 def _inputs(
-    tokenizer: QuestionTokenizer,
-    texts: Mapping[str, str],
-    gate: GateInfo | None,
-    prompts: Mapping[str, Floats] | None,
-    told: bool,
+    ids: Mapping[str, list[int]], gate: GateInfo | None, prompts: Mapping[str, Floats] | None, told: bool
 ) -> dict[str, GraphInput]:
-    ids = {key: tokenizer.encode(text) for key, text in texts.items()}
     if gate is None or prompts is None:
         return {key: GraphInput(row) for key, row in ids.items()}
     languages = np.eye(len(gate.names), dtype=np.float32) if told else np.zeros((1, len(gate.names)), dtype=np.float32)

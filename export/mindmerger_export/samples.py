@@ -68,3 +68,8 @@ QUESTIONS: tuple[tuple[str, str], ...] = (
     ("bn", "রিনার ১২টি আম আছে, সে ৫টি দেয়। তার কতটি আম আছে?"),
     ("zh", "小明有20元，买书花了13元，还剩多少元？"),
 )
+
+# What is right, where it is known: golden questions also say whether a quantised LLM still reckons.
+ANSWERS: dict[str, str] = dict(
+    zip((question for _, question in QUESTIONS), ("42", "42", "13", "5", "7", "7"), strict=True)
+)
