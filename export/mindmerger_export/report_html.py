@@ -216,8 +216,9 @@ def _cost(measured: dict[str, Any] | None, memory: dict[str, int] | None) -> Ite
         both, alone = measured["merged"], measured["llm_alone"]
         yield (
             f"<p>Encoder and merger take {both['encode_ms']:.4g} ms a question: "
-            f"{_percent(measured['encoder_share_of_first_token'])} of the time to the first token, {_percent(measured['encoder_share_of_answer'])} of an answer of "
-            f"{measured['tokens']} tokens. The first token comes after {both['first_token_ms']:.4g} ms, by the LLM alone after "
+            f"{_percent(measured['encoder_share_of_first_token'])} of the time to the first token, "
+            f"{_percent(measured['encoder_share_of_answer'])} of an answer of {measured['tokens']} tokens. "
+            f"The first token comes after {both['first_token_ms']:.4g} ms, by the LLM alone after "
             f"{alone['first_token_ms']:.4g}.</p>"
         )
         legend = ("encoder and merger", "reading the prompt", "answering")

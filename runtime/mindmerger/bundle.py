@@ -50,13 +50,16 @@ class Bundle:
 
 
 def open_bundle(bundle: str | os.PathLike[str] | None = None) -> Bundle:
-    """Resolve `bundle`, read its manifest and check every file (existence, size, sha256)."""
+    """Resolve `bundle`, read its manifest and check every file: existence, size, sha256, and once whether llama.cpp can bear
+    the GGUF. A file with a remembered sha256 and the stat it had then is not read."""
     folder = resolve(bundle)
     manifest = read_manifest(folder)
     paths: dict[str, Path] = {}
     for entry in manifest.files:
         path = _locate(folder, entry)
-        cache.check_file(path, entry.bytes, entry.sha256, _("the bundle's file {file}").format(file=repr(entry.path)))
+        what = _("the bundle's file {file}").format(file=repr(entry.path))
+        inspect = _check_llm if entry.role in ("llm", "llm-base") else None
+        cache.check_file(path, entry.bytes, entry.sha256, what, inspect)
         # several files may be `merger-data`; the graph finds them by name beside itself
         paths.setdefault(entry.role, path)
     return Bundle(folder, manifest, paths)
@@ -83,6 +86,9 @@ def resolve(bundle: str | os.PathLike[str] | None = None) -> Path:
                     return folder
         if path.is_dir():
             return path
+        if path.is_file() and path.suffix == ".mmb":
+            # llama.cpp maps files by their path, so a GGUF inside another file is out of its reach.
+            raise BundleError(f"{path} is a packed bundle: make a folder of it with mm-export unpack, and give that")
     names = bundle_names()
     if not names:
         raise BundleError(
@@ -114,6 +120,12 @@ def model_folders() -> list[Path]:
     if not folders and checkout.is_dir():
         folders.append(checkout)
     return folders
+
+
+def _check_llm(path: Path) -> None:
+    from mindmerger.gguf_check import check_llm  # brings numpy: not needed for files that are remembered
+
+    check_llm(path)
 
 
 def _locate(folder: Path, entry: FileInfo) -> Path:
