@@ -1,4 +1,4 @@
-"""Word problems without end: stories of a few quantities, any of which may be asked for, in many wordings, with worked solutions.
+"""Word problems without end: stories of a few quantities, any of which may be asked for, with worked solutions.
 
 `generate` is all that others need. How it is done: `quantities` (rules and how to solve), `story` (what is told and asked),
 `template` (wordings with choices), `words` and `english` (the language).

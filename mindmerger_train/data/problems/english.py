@@ -4,11 +4,14 @@ Slots of the templates:
 
 * `{P}`, `{R}`, `{Q}`: a person as the subject, by name or, where it is clear who is meant, by pronoun; `{P!}` by name;
   `{P.s}` of the person, `{P.his}`, `{P.him}`, `{P.he}`;
-* `{x}`, `{y}`: the things, plural; `{x.1}` one, `{x.a}` with its article, `{x.all}` what x and y both are; `{g}` what holds them;
-  `{x.get}` comes by such things, `{x.lose}` gets rid of them: a verb in the story's tense (`.b` base, `.p` participle, `.i` -ing);
-* `{a}`: the quantity a; `{a x}`, `{a box}` with its noun; `{a more x}` with words between; `{a $}` an amount of money; `{$}` dollars;
-  `{a!times}` twice, `{a!frac}` a third; `{a?is|are}` agrees with it; `{=}`, `{= x}`, `{=$}`: the value worked out (solutions);
-* `{day}`, `{day2}`, `{place}`, `{kin}`, `{month}`.
+* `{x}`, `{y}`: the things, plural; `{x.1}` one, `{x.a}` with its article, `{x.all}` what x and y both are;
+  `{g}` what holds them;
+  `{x.get}` comes by such things, `{x.lose}` gets rid of them: a verb in the story's tense
+  (`.b` base, `.p` participle, `.i` -ing, `.d` past);
+* `{a}`: the quantity a (`{a #}` in digits); `{a x}`, `{a box}` with its noun; `{a more x}` with words between;
+  `{a $}` an amount of money; `{$}` dollars; `{a!times}` twice, `{a!frac}` a third; `{a?is|are}` agrees with it;
+  `{=}`, `{= x}`, `{=$}`: the value worked out (solutions);
+* `{day}`, `{day2}`, `{place}`, `{kin}`, `{month}`, `{item}` (costs much), `{quality}`.
 
 What this module does not know: which stories there are, and what is told or asked.
 """
@@ -25,8 +28,8 @@ from functools import cache
 from pathlib import Path
 
 from mindmerger.errors import DataError
-from mindmerger_train.data.problems.quantities import Step, compute, drawer, text_of, worked
-from mindmerger_train.data.problems.story import Fact, Plan
+from mindmerger_train.data.problems.quantities import compute, drawer, text_of, worked
+from mindmerger_train.data.problems.story import Plan
 from mindmerger_train.data.problems.template import expand, parse
 from mindmerger_train.data.problems.words import (
     FRACTIONS,
@@ -75,7 +78,7 @@ def _pick_cast(plan: Plan, rng: random.Random) -> Cast:
     if plan.story.roles and rng.random() < 0.3:
         people["P"] = lists.roles[rng.choice(plan.story.roles)]
     tag = plan.story.things or "any"
-    greatest = max(plan.values.values())
+    greatest = int(max(plan.values.values()))
     fitting = [group for group in lists.things if tag in group.tags or tag == group.name]
     roomy = [group for group in fitting if greatest <= 2 * group.max] if plan.story.things else fitting
     things = rng.choice(roomy or [max(fitting, key=lambda group: group.max)])
@@ -100,6 +103,7 @@ def _pick_cast(plan: Plan, rng: random.Random) -> Cast:
         "place": rng.choice(lists.places),
         "kin": rng.choice(lists.kin),
         "month": rng.choice(lists.months),
+        "item": rng.choice("bicycle phone guitar camera tent watch table carpet bed".split()),
         "quality": rng.choice(
             ("new", "from abroad", "in the next room", "very old", "ready for the fair", "from the city")
         ),
@@ -178,6 +182,8 @@ class Writer:
             return self.number(name)
         if tail == "$":
             return self.money(name)
+        if tail == "#":
+            return text_of(self.values[name])
         *between, last = tail.split()
         thing = self.cast.nouns.get(last) or (self.cast.nouns["all"] if last == "x.all" else noun(last))
         return " ".join([self.number(name), *between, thing.counted(self.values[name])])
@@ -187,12 +193,7 @@ class Writer:
         if body == "=$":
             pattern, unit = self.cast.money
             before, _, after = pattern.partition("{}")
-            shown = text_of(value)
-            return (
-                f"{text.replace('<<', before + '<<', 1)}{f' {unit}' if after and value == 1 else after}"[:]
-                if shown
-                else ""
-            )
+            return text.replace("<<", before + "<<", 1) + (f" {unit}" if after and value == 1 else after)
         tail = body[1:].strip()
         if not tail:
             return text
@@ -303,12 +304,15 @@ def _place(templates: list[str], rng: random.Random) -> int:
 
 
 def _bare(text: str, first: bool) -> str:
-    """A clause that is to follow `if`, without the adverb that it may begin with."""
-    text = re.sub(
-        r"^(then|now|besides,|after that,|later,?|so|at first,|the other) (?=\w)",
-        lambda m: "the other " if m[1] == "the other" else "",
-        text,
-    )
+    """A clause that is to follow `if`: an adverb of time that it begins with goes to its end, or goes."""
+    match = re.match(r"(now|then|besides|after that|later|so|at first|in the end),? (?=\w)", text)
+    if match is not None:
+        text = text[match.end() :]
+        # What was the case then differs from what was before; an event needs no adverb.
+        if re.search(r"\b(has|had|have|is|are|was|were|remains?|remained)\b", text):
+            text += {"now": " now", "then": " after that", "besides": "", "later": "", "so": ""}.get(
+                match[1], f" {match[1]}"
+            )
     text = re.sub(r"^((?:on|in|at) [^,]{3,25}),", r"\1", text)
     return _opening(text) if first else text
 
@@ -347,7 +351,6 @@ def _finish(text: str) -> str:
         .replace("..", ".")
     )
     text = _START.sub(lambda match: match[1] + match[2].upper(), text)
-    # `Mr. novak` cannot arise (names have capitals), but the word after an abbreviation must stay as it is.
     return text
 
 
@@ -359,7 +362,7 @@ def _distractors() -> dict[str, list[tuple[str, str]]]:
 
 def _draw_strange(writer: Writer, how: str) -> None:
     """A number that stands nowhere else, so that it cannot be taken for one of the story's."""
-    top = int(max(12, min(2 * max(writer.plan.values.values()), 500)))
+    top = max(12, min(2 * int(max(writer.plan.values.values())), 500))
     draw: Callable[[random.Random, int], Fraction] = drawer(how)
     for _ in range(20):
         writer.values["odd"] = draw(writer.rng, top)
@@ -389,16 +392,6 @@ def _strange_sentence(writer: Writer, ask: str) -> str:
     return text
 
 
-def steps_of(plan: Plan) -> list[Step]:
-    """The steps of a plan's solution."""
-    return list(plan.steps)
-
-
 def make_cast(plan: Plan, rng: random.Random) -> Cast:
     """Choose people and things that go with a plan."""
     return _pick_cast(plan, rng)
-
-
-def facts_of(plan: Plan) -> tuple[Fact, ...]:
-    """The facts of a plan, in the order in which they are told."""
-    return plan.facts

@@ -66,6 +66,17 @@ def parse_rule(text: str) -> Rule:
     return Rule(operands[0], "+" if operator == "-" else "*", (match[1], *operands[1:]))
 
 
+_OPERATIONS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": lambda a, b: a / b,
+    "//": lambda a, b: Fraction(a // b),
+    "/^": lambda a, b: Fraction(-(-a // b)),
+    "%": lambda a, b: a * b / 100,
+}
+
+
 def compute(step: Step, values: Mapping[str, Fraction]) -> Fraction | None:
     """The value of a step; None when it divides by zero or an operand is not known."""
     operands = []
@@ -80,15 +91,7 @@ def compute(step: Step, values: Mapping[str, Fraction]) -> Fraction | None:
     for operand in operands[1:]:
         if "/" in step.operator and operand == 0:
             return None
-        value = {
-            "+": lambda a, b: a + b,
-            "-": lambda a, b: a - b,
-            "*": lambda a, b: a * b,
-            "/": lambda a, b: a / b,
-            "//": lambda a, b: Fraction(a // b),
-            "/^": lambda a, b: Fraction(-(-a // b)),
-            "%": lambda a, b: a * b / 100,
-        }[step.operator](value, operand)
+        value = _OPERATIONS[step.operator](value, operand)
     return value
 
 
@@ -217,7 +220,7 @@ def _count(rng: random.Random, top: int) -> Fraction:
 
 def _price(rng: random.Random, top: int) -> Fraction:
     roll = rng.random()
-    return Fraction(rng.randint(2, 12) if roll < 0.55 else rng.randint(8, 60) if roll < 0.9 else 5 * rng.randint(5, 60))
+    return Fraction(rng.randint(2, 12) if roll < 0.55 else rng.randint(8, 60) if roll < 0.9 else 5 * rng.randint(5, 24))
 
 
 def _cents(rng: random.Random, top: int) -> Fraction:

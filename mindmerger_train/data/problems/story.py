@@ -2,13 +2,14 @@
 
 A story file (`english/*.toml`) has one table a story:
 
-* `things`: what kind of things `x` and `y` may be (a tag of words.toml); `max`: the greatest count; `roles`: who else than a person
-  with a name `P` may be;
+* `things`: what kind of things `x` and `y` may be (a tag of words.toml); `max`: the greatest count; `roles`: who else than
+  a person with a name `P` may be;
 * `draw`: `name:how` pairs, see quantities.DRAWS; `rules`; `apart`: pairs that must differ;
-* `facts`: `name = [wordings]` tells a quantity, `"a b"` tells two, `"name?"` stands where it is not told
-  (`"name?other"`: and `other` is told or asked for); in the order of events;
+* `facts`: `name = [wordings]` tells a quantity, `"a b"` tells two, in the order of events (`free`: any order is right);
+  `"name?"` stands where the quantity is not told, `"name?one/other"` only where one of these is told or asked for;
 * `open`: wordings that set the scene where no told fact does; those that do have a `*` before their name;
-* `ask` and `say`: how a quantity is asked for (`"a k"`: with `k` told in the question), and how the solution names it (`{=}` is its value, worked out).
+* `ask`: how a quantity is asked for (`"a k"`: with `k` told in the question); `say`: how the solution names it, `{=}` being
+  its value, worked out.
 
 What this module does not know: how wordings become text.
 """
@@ -17,9 +18,7 @@ from __future__ import annotations
 
 import random
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,8 @@ class Fact:
     names: frozenset[str]
     wordings: tuple[str, ...]
     instead_of: str = ""
-    when: str = ""
+    when: frozenset[str] = frozenset(("",))
+    """Where any of these is known; always, where it holds the empty text."""
     opens: bool = False
 
 
@@ -102,7 +102,7 @@ def parse_story(name: str, table: dict[str, Any]) -> Story:
             opens, (key, mark, when) = key.startswith("*"), key.removeprefix("*").partition("?")
             instead = key if mark else ""
             names = frozenset() if instead else frozenset(key.split())
-            facts.append(Fact(names, tuple(entry), instead, when, opens))
+            facts.append(Fact(names, tuple(entry), instead, frozenset(when.split("/")), opens))
         opening = given.pop("open", ())
         ask = {key: tuple(entry) for key, entry in given.pop("ask").items()}
         story = Story(
@@ -232,9 +232,7 @@ def _choose_facts(story: Story, told: frozenset[str], asked: str, rng: random.Ra
     chosen = rng.choice(_covers(story, told))
     known = told | {asked, ""}
     chosen += [
-        i
-        for i, fact in enumerate(story.facts)
-        if fact.instead_of and fact.instead_of not in told and fact.when in known
+        i for i, fact in enumerate(story.facts) if fact.instead_of and fact.instead_of not in told and fact.when & known
     ]
     chosen.sort()
     if story.free and rng.random() < 0.6:
@@ -248,17 +246,3 @@ def _choose_facts(story: Story, told: frozenset[str], asked: str, rng: random.Ra
             *(fact for fact in facts if fact not in opening[:1]),
         ]
     return tuple(facts)
-
-
-@dataclass
-class Scene:
-    """What a problem is about: everything that its wordings share."""
-
-    plan: Plan
-    values: Values = field(default_factory=dict)
-    names: dict[str, Any] = field(default_factory=dict)
-
-
-def value_sum(values: Sequence[Fraction]) -> Fraction:
-    """The sum, as a fraction."""
-    return sum(values, Fraction(0))

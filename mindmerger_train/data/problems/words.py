@@ -91,7 +91,7 @@ def verb(base: str) -> Verb:
         else word + word[-1]
         if word in ("cut", "dig", "get", "win", "drop", "run", "swim", "knit", "plan")
         else word
-    )  # noqa: E501
+    )
     return Verb(base, third + rest, past + rest, participle + rest, stem + "ing" + rest)
 
 
@@ -155,13 +155,17 @@ def words() -> Words:
     for key, entry in data["roles"].items():
         first, _, gender = entry.rpartition(", ")
         roles[key] = Person(first, first.replace("a ", "the ", 1) if first.startswith("a ") else first, gender)
+
+    def split(key: str) -> tuple[str, ...]:
+        return tuple(entry.replace("_", " ") for entry in data[key].split())
+
     return Words(
-        tuple(people),
-        roles,
-        *(
-            tuple(entry.replace("_", " ") for entry in data[key].split())
-            for key in ("kin", "places", "weekdays", "months")
-        ),
+        people=tuple(people),
+        roles=roles,
+        kin=split("kin"),
+        places=split("places"),
+        weekdays=split("weekdays"),
+        months=split("months"),
         things=tuple(
             Things(
                 name,
