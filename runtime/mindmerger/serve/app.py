@@ -82,7 +82,9 @@ class Service:
             HTTPException: _http_error,
             Exception: _api_error,
         }
-        return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+        app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+        app.router.redirect_slashes = False
+        return app
 
     # ----------------------------------------------------------------------------------------------- asking
 

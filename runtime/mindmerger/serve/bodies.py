@@ -6,6 +6,7 @@ Every refusal is an `ApiError` that names what is wrong. Knows nothing about wha
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -18,6 +19,8 @@ MAX_BYTES = 1 << 20
 """Of a body. A question has at most some thousand characters; the rest is room for a chat's earlier messages."""
 _SECONDS = 20.0
 _LARGE = 1 << 16  # parsed in a thread: the event loop serves everybody else meanwhile
+
+_BRANCH = re.compile(r"str|constrained-\w+|[\w-]+[\[(].*", re.DOTALL)
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -65,16 +68,23 @@ def _parse(data: bytes, kind: type[M]) -> M:
         raise _refusal(error) from None
 
 
+def _weight(fault: Any) -> tuple[bool, int, bool]:
+    return fault["type"] == "extra_forbidden", len(fault["loc"]), fault["type"] not in ("string_type", "list_type")
+
+
 def _refusal(error: ValidationError) -> ApiError:
     """The first fault, in a sentence, with the name of the parameter."""
     faults = error.errors(include_url=False, include_input=False)
-    # of alternatives (`str | list[str]`) each has a fault; the deepest is of the one that was meant
-    fault: Any = max(faults[:50], key=lambda one: (one["type"] == "extra_forbidden", len(one["loc"])))
+    # of alternatives (`str | list[str]`) each has a fault; the deepest, and not the text's, is of the one that was meant
+    fault: Any = max(faults[:50], key=_weight)
     if fault["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON in UTF-8 ({fault['ctx']['error']})", code="invalid_json")
-    # the branch of an alternative ("list[str]") is no name
-    names = [str(part) for part in fault["loc"] if not {"[", "("} & set(str(part)) and part != "str"]
-    param = ".".join(names)[:200] or None
+    # the branch of an alternative ("list[str]") is no name; what the client named has the last place
+    where = fault["loc"]
+    names = [str(part) for part in where[:-1] if not _BRANCH.fullmatch(str(part))] + [str(part) for part in where[-1:]]
+    if fault["type"] != "extra_forbidden" and names and _BRANCH.fullmatch(names[-1]):
+        names.pop()
+    param = ".".join(names)[:200] if names else None
     first = names[0] if names else ""
     if fault["type"] == "extra_forbidden":
         return ApiError(

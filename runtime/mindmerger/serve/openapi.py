@@ -83,10 +83,10 @@ def _paths() -> dict[str, Any]:
         "/v1/models": {"get": listed},
         "/v1/models/{model}": {"get": card},
         "/v1/chat/completions": {
-            "post": _post("Answer the last message.", asked.ChatRequest, said.ChatCompletion, streams=True)
+            "post": _post("Answer the last message.", asked.ChatRequest, said.ChatCompletion, said.ChatChunk)
         },
         "/v1/completions": {
-            "post": _post("Answer the prompt.", asked.CompletionRequest, said.TextCompletion, streams=True)
+            "post": _post("Answer the prompt.", asked.CompletionRequest, said.TextCompletion, said.TextCompletion)
         },
         "/v1/explain": {"post": _post("What the gate says of a question.", asked.ExplainRequest, said.Explained)},
         "/health": {"get": _get("Whether the service answers.", said.Health, "503")},
@@ -106,10 +106,15 @@ def _get(summary: str, answer: type[BaseModel], *errors: str) -> dict[str, Any]:
     return operation
 
 
-def _post(summary: str, body: type[BaseModel], answer: type[BaseModel], *, streams: bool = False) -> dict[str, Any]:
+def _post(
+    summary: str, body: type[BaseModel], answer: type[BaseModel], chunk: type[BaseModel] | None = None
+) -> dict[str, Any]:
     content = {"application/json": _ref(answer)}
-    if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+    if chunk is not None:
+        # of each event; the last one's data is [DONE]
+        data = {"type": "string", "contentMediaType": "application/json", "contentSchema": _ref(chunk)["schema"]}
+        event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+        content["text/event-stream"] = {"schema": event}
     operation = _operation(summary, content, _OF_BODIES)
     operation["requestBody"] = {"required": True, "content": {"application/json": _ref(body)}}
     return operation

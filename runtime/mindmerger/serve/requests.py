@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mindmerger.errors import InputError
 from mindmerger.options import OptionKeywords, Options
@@ -18,6 +18,19 @@ from mindmerger.sampling import MAX_SEED
 _MAX_MESSAGES = 10_000
 _INT64 = 2**63
 
+
+def _whole(value: Any) -> Any:
+    """3.0 is a whole number in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Limit = Annotated[int, Field(ge=1, lt=_INT64), BeforeValidator(_whole)]
+Seed = Annotated[int, Field(ge=-_INT64, lt=_INT64), BeforeValidator(_whole)]
+TopK = Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(_whole)]
+One = Annotated[int, Field(ge=1, le=1), BeforeValidator(_whole)]
+NoInteger = Annotated[int, Field(ge=0, le=0), BeforeValidator(_whole)]
+Text = Annotated[str, Field(json_schema_extra={"minLength": 1, "pattern": r"\S"})]  # the runtime says it better
+Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Weight = Annotated[float, Field(ge=0, le=2)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Empty = Annotated[list[Any], Field(max_length=0)]
@@ -66,7 +79,7 @@ class Extension(Model):
     calculator: bool | None = Field(
         default=None, description="Compute <<48/2=24>> annotations (null: as the bundle does)."
     )
-    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    top_k: TopK | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repeat_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
     timeout: Annotated[float, Field(gt=0, le=10**6)] | None = Field(
@@ -87,16 +100,16 @@ class _Question(Model):
     model: Annotated[str, Field(max_length=1000)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1, lt=_INT64)] | None = None
+    max_tokens: Limit | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(default=None, description="null: the bundle's.")
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-_INT64, lt=_INT64)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    seed: Seed | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     mindmerger: Extension | None = None
     # without effect here
     user: str | None = None
     # these values alone
-    n: Annotated[int, Field(ge=1, le=1)] | None = None
+    n: One | None = None
     frequency_penalty: Zero | None = None
     presence_penalty: Zero | None = None
     logit_bias: EmptyMap | None = None
@@ -148,7 +161,7 @@ class ChatRequest(_Question):
     """POST /v1/chat/completions. The last message is the question; what is before it is not read."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
-    max_completion_tokens: Annotated[int, Field(ge=1, lt=_INT64)] | None = None
+    max_completion_tokens: Limit | None = None
     # without effect here
     metadata: dict[str, Any] | None = None
     store: bool | None = None
@@ -163,7 +176,7 @@ class ChatRequest(_Question):
     functions: Empty | None = None
     tool_choice: Literal["none", "auto"] | None = None
     logprobs: Literal[False] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    top_logprobs: NoInteger | None = None
     response_format: ResponseFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
 
@@ -202,9 +215,9 @@ class ResponseFormat(Model):
 class CompletionRequest(_Question):
     """POST /v1/completions. The prompt is the question: the bundle's own template is put around it."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
     # these values alone
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+    best_of: One | None = None
     echo: Literal[False] | None = None
     logprobs: None = None
     suffix: Literal[""] | None = None
@@ -223,7 +236,7 @@ class ExplainRequest(Model):
     """POST /v1/explain: what the gate says of a question, without an answer."""
 
     model: Annotated[str, Field(max_length=1000)] | None = None
-    question: str
+    question: Text
     language: str | None = None
 
 
