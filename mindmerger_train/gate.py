@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from mindmerger.errors import CheckpointError
+from mindmerger_train.transfer import CPU, send
 
 UNKNOWN = "unknown"
 _CHOICES = {
@@ -79,13 +80,13 @@ class GateSpec:
         """Row of a language in the embedding; 0 for one that the gate was not trained with."""
         return self.languages.index(language) + 1 if language in self.languages else 0
 
-    def distribution(self, languages: Sequence[str | None]) -> torch.Tensor:
+    def distribution(self, languages: Sequence[str | None], device: torch.device = CPU) -> torch.Tensor:
         """float32 (batch, 1 + languages): all of a row on the given language, zeros for None (ask the head)."""
-        rows = torch.zeros(len(languages), 1 + len(self.languages))
+        rows = [[0.0] * (1 + len(self.languages)) for _ in languages]
         for index, language in enumerate(languages):
             if language is not None:
-                rows[index, self.row_of(language)] = 1.0
-        return rows
+                rows[index][self.row_of(language)] = 1.0
+        return send(torch.tensor(rows), device)
 
 
 class Weights(NamedTuple):

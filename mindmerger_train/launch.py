@@ -42,19 +42,24 @@ class Order:
     start_over: bool = False
 
 
-def run_stage(order: Order) -> Progress:
-    """Train the stage.
-
-    Raises InputError when the output folder holds a run that nobody said what to do with, and what its parts raise.
-    """
-    recipe, out = order.recipe, order.out
-    if order.data is None or out is None:
+def check_order(order: Order) -> tuple[Path, Path]:
+    """The folders of data and result. Raises InputError where the result's holds a run that nobody said what to do with."""
+    if order.data is None or order.out is None:
         raise InputError("training needs --data and --out")
+    if state_file(order.out).is_file() and not (order.resume or order.start_over):
+        raise InputError(
+            f"{order.out} holds the state of a run: go on with --resume, or throw it away with --start-over"
+        )
+    return order.data, order.out
+
+
+def run_stage(order: Order) -> Progress:
+    """Train the stage. Raises what `check_order` and its parts raise."""
+    recipe = order.recipe
+    data, out = check_order(order)
     there = state_file(out).is_file()
-    if there and not (order.resume or order.start_over):
-        raise InputError(f"{out} holds the state of a run: go on with --resume, or throw it away with --start-over")
     schedule = recipe.schedule
-    sources, held = hold_out(load_sources(recipe, order.data))
+    sources, held = hold_out(load_sources(recipe, data))
     task = build_task(recipe, sources, order.merger, order.adapter, fresh=not (order.resume and there))
     maker = row_maker(recipe, task.checkpoint)
     recipe = count_epochs(recipe, maker, sources)

@@ -1,8 +1,9 @@
 """The sequence that the LLM is trained on, and its loss (docs/method.md, "Sequence").
 
-`[BOS | mapped rows | boundary | prompt | labels + EOS]`; padding on the left of the whole, none inside, labels −100 but on the
-response. The published code pads each part and squeezes the padding out afterwards; here the parts are joined without any,
-which is the same sequence. Logits are computed only where labels are.
+`[BOS | mapped rows | boundary | prompt | labels + EOS]`; padding on the left of the whole, none inside, asked for is the
+response alone. The published code pads each part and squeezes the padding out afterwards; here the parts are joined without
+any, which is the same sequence. Logits are computed only where something is asked for. What is where follows from lists, so
+that a GPU is never waited for.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from mindmerger_train.transfer import device_of, whole_numbers
 from mindmerger_train.trunk import Head, head_of, trunk_of
 
-IGNORED = -100
+# Rows whose logits are computed at once: on a CPU what its cache holds, elsewhere what keeps it busy.
 ROWS_AT_ONCE = 64
+ROWS_AT_ONCE_ELSEWHERE = 256
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Embedding rows (batch, length, d), mask and labels (batch, length), int64."""
+    """What the LLM is given, and what it is asked for.
+
+    `embeddings` (batch, length, d) and `mask` (batch, length), int64. `targets` (n,), int64: the tokens that are asked for;
+    `places` (n,), int64: where each is predicted, counted over batch × length.
+    """
 
     embeddings: torch.Tensor
     mask: torch.Tensor
-    labels: torch.Tensor
+    targets: torch.Tensor
+    places: torch.Tensor
 
 
 def assemble(
@@ -57,32 +65,48 @@ def assemble(
     bos_id: int | None,
     prompts: Sequence[torch.Tensor | None] | None = None,
 ) -> Batch:
-    """Join the parts of each row and pad on the left.
+    """Join the parts of each row and pad on the left, on the device of the embeddings.
 
     `soft_prompts[i]` is (n_i + 1, d), the boundary row last, or None. `embed` is the LLM's embedding layer. `prompts[i]`
     (m_i, d), where given, stand for the embeddings of the prompt: the gate has weighted them.
     """
-    sequences, labels = [], []
-    for row, soft, prompt in zip(rows, soft_prompts, prompts or [None] * len(rows), strict=True):
-        head = [bos_id] if bos_id is not None else []
-        tail = [*row.prompt_ids, *row.label_ids]
-        tokens = embed(torch.tensor(head + tail, dtype=torch.int64))
-        parts = [tokens[: len(head)], tokens[len(head) :]]
-        if soft is not None:
-            parts.insert(1, soft.to(tokens.dtype))
-        if prompt is not None:
-            parts[-1:] = [prompt.to(tokens.dtype), parts[-1][len(prompt) :]]
-        sequence = torch.cat(parts)
-        sequences.append(sequence)
-        asked = [IGNORED if index in row.given else label for index, label in enumerate(row.label_ids)]
-        labels.append([IGNORED] * (len(sequence) - len(asked)) + asked)
-    longest = max(len(sequence) for sequence in sequences)
-    embeddings = torch.stack(
-        [nn.functional.pad(sequence, (0, 0, longest - len(sequence), 0)) for sequence in sequences]
-    )
-    mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences])
-    padded = torch.tensor([[IGNORED] * (longest - len(row)) + row for row in labels])
-    return Batch(embeddings, mask, padded)
+    device = device_of(embed)
+    head = [] if bos_id is None else [bos_id]
+    softs = [0 if soft is None else len(soft) for soft in soft_prompts]
+    lengths = [
+        len(head) + soft + len(row.prompt_ids) + len(row.label_ids) for row, soft in zip(rows, softs, strict=True)
+    ]
+    longest = max(lengths)
+    ids: list[list[int]] = []
+    values: list[torch.Tensor] = []  # rows that no token stands for, and where they go
+    goals: list[int] = []
+    targets: list[int] = []
+    places: list[int] = []
+    for index, (row, soft) in enumerate(zip(rows, softs, strict=True)):
+        start = longest - lengths[index]
+        ids.append([0] * start + head + [0] * soft + [*row.prompt_ids, *row.label_ids])
+        after = index * longest + start + len(head)
+        own = soft_prompts[index]
+        weighted = prompts[index] if prompts is not None else None
+        for part, first in ((own, after), (weighted, after + soft)):
+            if part is not None:
+                values.append(part)
+                goals.extend(range(first, first + len(part)))
+        response = after + soft + len(row.prompt_ids)
+        for offset, label in enumerate(row.label_ids):
+            # The first position of a row is predicted by nothing.
+            if offset not in row.given and response + offset > index * longest + start:
+                targets.append(label)
+                places.append(response + offset - 1)
+    both = whole_numbers([*ids, *([0] * (longest - length) + [1] * length for length in lengths)], device)
+    tokens, mask = both.split(len(rows))
+    embeddings = embed(tokens)
+    if values:
+        flat = embeddings.flatten(0, 1)
+        rest = torch.cat([part.to(flat.dtype) for part in values])
+        embeddings = flat.index_copy(0, whole_numbers(goals, device), rest).view_as(embeddings)
+    asked = whole_numbers([targets, places], device)
+    return Batch(embeddings, mask, asked[0], asked[1])
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
@@ -96,17 +120,19 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden)
-        for start in range(0, len(hidden), ROWS_AT_ONCE):
-            part, wanted = hidden[start : start + ROWS_AT_ONCE], targets[start : start + ROWS_AT_ONCE]
+        minus_one = total.new_full((1, 1), -1.0)
+        step = ROWS_AT_ONCE if hidden.device.type == "cpu" else ROWS_AT_ONCE_ELSEWHERE
+        for start in range(0, len(hidden), step):
+            part, wanted = hidden[start : start + step], targets[start : start + step]
             logits = head.logits(part)
             slope = head.slope(logits)
             log_sum = torch.logsumexp(logits, dim=-1)
             total += (log_sum - logits.gather(1, wanted[:, None]).squeeze(1)).sum()
             logits.sub_(log_sum[:, None]).exp_()
-            logits[torch.arange(len(wanted)), wanted] -= 1.0
+            logits.scatter_add_(1, wanted[:, None], minus_one.expand(len(wanted), 1))
             if slope is not None:
                 logits *= slope
-            gradient[start : start + ROWS_AT_ONCE] = logits.to(head.weight.dtype) @ head.weight
+            gradient[start : start + step] = logits.to(head.weight.dtype) @ head.weight
         ctx.save_for_backward(gradient)
         return total
 
@@ -119,10 +145,9 @@ class _FrozenHeadLoss(torch.autograd.Function):
 def response_loss(llm: nn.Module, batch: Batch) -> tuple[torch.Tensor, int]:
     """Sum of −log p over the response tokens (float32 scalar), and how many they are. The LLM's head must be frozen."""
     hidden = trunk_of(llm)(inputs_embeds=batch.embeddings, attention_mask=batch.mask, use_cache=False).last_hidden_state
-    targets = batch.labels[:, 1:]
-    wanted = targets != IGNORED
+    asked = hidden.flatten(0, 1).index_select(0, batch.places)
     loss = cast(
         torch.Tensor,
-        _FrozenHeadLoss.apply(hidden[:, :-1][wanted], head_of(llm), targets[wanted]),  # type: ignore[no-untyped-call]
+        _FrozenHeadLoss.apply(asked, head_of(llm), batch.targets),  # type: ignore[no-untyped-call]
     )
-    return loss, int(wanted.sum())
+    return loss, len(batch.targets)

@@ -29,6 +29,7 @@ from mindmerger_train.layout import ROWS_AT_ONCE, Row
 from mindmerger_train.llms import LLMSpec
 from mindmerger_train.merger import Merger
 from mindmerger_train.runlog import duration, rate_of, read_metrics
+from mindmerger_train.transfer import CPU, best_device
 from mindmerger_train.trunk import trunk_of
 
 # Share of the measured speed of a plain matrix product that a whole step reaches.
@@ -156,7 +157,7 @@ def llm_on_meta(spec: LLMSpec) -> nn.Module:
         config = AutoConfig.from_pretrained(**llms._location(spec), local_files_only=True)
     else:
         config = _config(Path(spec.source), "LLM")
-    attention = "sdpa" if torch.cuda.is_available() else "eager"  # as load_llm chooses
+    attention = "eager" if best_device() == CPU else "sdpa"  # as load_llm chooses
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
     return cast(nn.Module, model.eval().requires_grad_(False))
@@ -308,8 +309,8 @@ def _input_width(mapping: nn.Module) -> int:
 
 def matmul_rate(seconds: float = 0.3) -> float:
     """Operations per second of a bfloat16 matrix product on this machine, measured now."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = 8192 if device == "cuda" else 768
+    device = best_device()
+    size = 768 if device == CPU else 8192
     left, right = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
 
     def run() -> float:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from mindmerger_train.encoder_tokenizer import EncoderTokenizer
-from mindmerger_train.encoders import Encoder, pad_right
+from mindmerger_train.encoders import Encoder
 from mindmerger_train.trunk import embedding_of
 
 
@@ -68,8 +68,7 @@ def linear_start(
     for start in range(0, len(usable), batch):
         chunk = usable[start : start + batch]
         encodings = [encoder_tokenizer.encode(text, language) for text in chunk]
-        ids, mask = pad_right([encoding.ids for encoding in encodings])
-        hidden = encoder(ids, mask)
+        hidden, _ = encoder.states([encoding.ids for encoding in encodings])
         states, targets = [], []
         for text, encoding, rows in zip(chunk, encodings, hidden, strict=True):
             llm_encoding = llm_tokenizer.encode(text, add_special_tokens=False)

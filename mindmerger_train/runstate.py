@@ -77,14 +77,18 @@ def save_state(out: Path, module: nn.Module, optimiser: Any, progress: Progress)
     Raises ModelError when it cannot be written (a full disk).
     """
     target = state_file(out)
-    parameters = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    parameters = {name: p.detach().cpu() for name, p in module.named_parameters() if p.requires_grad}
+    learned = optimiser.state_dict()
+    # On the CPU, so that a run may go on where there is another device.
+    learned["state"] = {
+        key: {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in entry.items()}
+        for key, entry in learned["state"].items()
+    }
     with saving("the state", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(target.name + ".part")
         with temporary.open("wb") as stream:
-            torch.save(
-                {"parameters": parameters, "optimiser": optimiser.state_dict(), "progress": asdict(progress)}, stream
-            )
+            torch.save({"parameters": parameters, "optimiser": learned, "progress": asdict(progress)}, stream)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(target)

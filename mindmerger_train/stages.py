@@ -26,12 +26,14 @@ from mindmerger_train.adapter import Pair, check_adaptable, read_adapter, write_
 from mindmerger_train.checkpoint import Checkpoint, copy_adapter, save_checkpoint
 from mindmerger_train.data.sources import Example
 from mindmerger_train.encoder_tokenizer import EncoderTokenizer
-from mindmerger_train.encoders import Encoder, pad_right
+from mindmerger_train.encoders import Encoder
 from mindmerger_train.gate import Gate, Weights
 from mindmerger_train.layout import Row, assemble, response_loss
 from mindmerger_train.llms import LLMTokenizer, PromptSpec
 from mindmerger_train.merger import Merger
-from mindmerger_train.steering import Steering, WeightLog, language_loss, pad_rows, weigh
+from mindmerger_train.steering import Steering, WeightLog, embed_prompts, language_loss, weigh
+from mindmerger_train.transfer import device_of, index_rows, whole_numbers
+from mindmerger_train.trunk import embedding_of
 
 # Split with one group: odd parts are what stands between `<<…=` and the end of `>>`.
 _CALCULATED = re.compile(r"(?<==)([^<>=]*>>)")
@@ -116,6 +118,12 @@ class MergedTask:
         self.checkpoint = checkpoint
         self.trained: nn.Module = checkpoint.merger
 
+    def to(self, device: torch.device) -> None:
+        """Move everything that a step needs to a device."""
+        for part in (self.llm, self.encoder, self.checkpoint.merger, self.trained):
+            if part is not None:
+                part.to(device)
+
     def soft_prompts(self, rows: list[Row]) -> list[torch.Tensor | None]:
         """The soft prompt (n_i + 1, d) of each row that has encoder ids, weighted by the gate, the boundary row last."""
         return self._parts(rows)[0]
@@ -125,12 +133,11 @@ class MergedTask:
         chosen = [i for i, row in enumerate(rows) if row.encoder_ids is not None]
         soft: list[torch.Tensor | None] = [None] * len(rows)
         prompts: list[torch.Tensor | None] = [None] * len(rows)
-        extra = torch.zeros(())
+        extra = torch.zeros((), device=device_of(self.llm))
         if not chosen or self.encoder is None:
             return soft, prompts, extra
-        ids, mask = pad_right([rows[i].encoder_ids or [] for i in chosen])
         with torch.no_grad():
-            states = self.encoder(ids, mask)
+            states, mask = self.encoder.states([rows[i].encoder_ids or [] for i in chosen])
         merged = self.checkpoint.merger(states)
         for place, index in enumerate(chosen):
             length = len(rows[index].encoder_ids or [])
@@ -139,7 +146,8 @@ class MergedTask:
             # Without a prompt there is nothing to weigh one source against.
             places = [place for place, index in enumerate(chosen) if rows[index].prompt_ids]
             if places:
-                extra = self._weigh(rows, [chosen[p] for p in places], states[places], mask[places], soft, prompts)
+                states, mask, merged = (index_rows(part, places) for part in (states, mask, merged))
+                extra = self._weigh(rows, [chosen[p] for p in places], states, mask, merged, soft, prompts)
         return soft, prompts, extra
 
     def _weigh(
@@ -148,32 +156,31 @@ class MergedTask:
         chosen: list[int],
         states: torch.Tensor,
         mask: torch.Tensor,
+        merged: torch.Tensor,
         soft: list[torch.Tensor | None],
         prompts: list[torch.Tensor | None],
     ) -> torch.Tensor:
         """Weigh the soft prompts and prompts of `chosen` in place; returns the language head's loss."""
-        merger = self.checkpoint.merger
-        gate = cast(Gate, merger.gate)
-        embed = cast(Any, self.llm).get_input_embeddings()
-        embedded = [embed(torch.tensor(list(rows[index].prompt_ids))) for index in chosen]
-        mapped, _ = pad_rows([cast(torch.Tensor, soft[index])[:-1] for index in chosen])
-        weights = weigh(gate, states, mask[:, : mapped.shape[1]], mapped, embedded, [rows[i].told for i in chosen])
+        gate = cast(Gate, self.checkpoint.merger.gate)
+        embedded, prompt_mask = embed_prompts(embedding_of(self.llm), [rows[index].prompt_ids for index in chosen])
+        weights = weigh(gate, states, mask, merged, embedded, prompt_mask, [rows[i].told for i in chosen])
         for place, index in enumerate(chosen):
-            own, prompt = cast(torch.Tensor, soft[index]), embedded[place]
+            own, prompt = cast(torch.Tensor, soft[index]), embedded[place, : len(rows[index].prompt_ids)]
             encoder, llm = weights.encoder[place][: len(own) - 1], weights.llm[place][: len(prompt)]
             soft[index] = torch.cat([own[:-1] * encoder.to(own.dtype), own[-1:]])
             prompts[index] = prompt * llm.to(prompt.dtype)
-        return self._look_at(gate, weights, [rows[index] for index in chosen])
+        return self._look_at(gate, weights, mask, prompt_mask, [rows[index] for index in chosen])
 
-    def _look_at(self, gate: Gate, weights: Weights, rows: list[Row]) -> torch.Tensor:
+    def _look_at(
+        self, gate: Gate, weights: Weights, mask: torch.Tensor, prompt_mask: torch.Tensor, rows: list[Row]
+    ) -> torch.Tensor:
         """What a stage that trains the gate wants to know of its weights; a loss to add to the answer's."""
-        return torch.zeros(())
+        return weights.language.new_zeros(())
 
     def loss(self, rows: list[Row]) -> tuple[torch.Tensor, int]:
         """Sum of −log p over the response tokens (with what a stage adds to it in training), and their number."""
-        llm = cast(Any, self.llm)
         soft, prompts, extra = self._parts(rows)
-        batch = assemble(rows, soft, llm.get_input_embeddings(), self.checkpoint.prompt.bos_id, prompts)
+        batch = assemble(rows, soft, embedding_of(self.llm), self.checkpoint.prompt.bos_id, prompts)
         loss, count = response_loss(self.llm, batch)
         return loss + extra, count
 
@@ -210,12 +217,14 @@ class SteeringTask(MergedTask):
         groups = [{"params": gate, "rate": 1.0}]
         return groups + ([{"params": rest, "rate": self.steering.mapping_rate}] if rest else [])
 
-    def _look_at(self, gate: Gate, weights: Weights, rows: list[Row]) -> torch.Tensor:
+    def _look_at(
+        self, gate: Gate, weights: Weights, mask: torch.Tensor, prompt_mask: torch.Tensor, rows: list[Row]
+    ) -> torch.Tensor:
         languages = [row.language for row in rows]
         if not torch.is_grad_enabled():  # evaluation: the answer's loss alone, and a look at the weights
-            self.log.add(gate, weights, languages)
-            return torch.zeros(())
-        tokens = torch.tensor([float(len(row.label_ids)) for row in rows])
+            self.log.add(gate, weights, mask, prompt_mask, languages)
+            return weights.language.new_zeros(())
+        tokens = whole_numbers([len(row.label_ids) for row in rows], mask.device)
         return self.steering.language_loss * (language_loss(gate, weights, languages) * tokens).sum()
 
     def report(self) -> dict[str, object]:
@@ -264,8 +273,8 @@ class ReasonTask(MergedTask):
         """Write `adapter.gguf` and a checkpoint: of the merger that was there, else of the LLM alone (method `mono`)."""
         pairs = {
             name: Pair(
-                cast(Any, module).lora_A["default"].weight.detach().float().numpy(),
-                cast(Any, module).lora_B["default"].weight.detach().float().numpy(),
+                cast(Any, module).lora_A["default"].weight.detach().float().cpu().numpy(),
+                cast(Any, module).lora_B["default"].weight.detach().float().cpu().numpy(),
             )
             for name, module in self.layers.items()
         }

@@ -31,7 +31,8 @@ from torch import nn
 
 from mindmerger.cache import writable_folder
 from mindmerger.errors import InputError
-from mindmerger_train.encoders import Encoder, pad_right
+from mindmerger_train.encoders import Encoder
+from mindmerger_train.transfer import device_of, lengths_mask, pad_right, send
 
 FORMAT = 1
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -238,16 +239,12 @@ class KeptEncoder(Encoder):
                 if isinstance(module, nn.Linear):
                     module.to(torch.bfloat16)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """int64 (batch, n), int64 (batch, n) with 1 = token, padded on the right → float32 (batch, n, output width).
-
-        Rows of padded positions are zeros.
-        """
-        lengths = attention_mask.sum(dim=1).tolist()
-        rows = [ids[:length] for ids, length in zip(input_ids.tolist(), lengths, strict=True)]
+    def states(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Texts in ids → float32 states (batch, longest, output width) and mask, padded on the right with zeros."""
+        device = device_of(self.model)
         keys = [text_key(row) for row in rows]
         found: dict[bytes, torch.Tensor] = {}
-        missing: dict[bytes, list[int]] = {}
+        missing: dict[bytes, Sequence[int]] = {}
         for key, row in zip(keys, rows, strict=True):
             if key in found or key in missing:
                 continue
@@ -255,30 +252,39 @@ class KeptEncoder(Encoder):
             if kept is None:
                 missing[key] = row
             else:
-                found[key] = kept.float()
+                found[key] = kept
         self.read += len(found)
         self.computed += len(missing)
         for key, states in zip(missing, self._compute(list(missing.values())), strict=True):
-            found[key] = states
-            if self.store is not None:
-                cpu = states.cpu()
-                # Rounded also when it is new: a text has the same states whether it was met before or not.
-                rounded = cpu.to(self.store.dtype)
-                if bool(torch.isfinite(rounded).all()):
-                    self.store.put(key, rounded)
-                    found[key] = rounded.float()
-        device = input_ids.device
-        return nn.utils.rnn.pad_sequence([found[key].to(device) for key in keys], batch_first=True)
+            found[key] = states if self.store is None else self._keep(self.store, key, states)
+        padded = nn.utils.rnn.pad_sequence([found[key].float() for key in keys], batch_first=True)
+        return send(padded, device), lengths_mask([len(row) for row in rows], device)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """As `Encoder`: int64 (batch, n) and the mask of it, padded on the right → float32 states, zeros where it is padded."""
+        lengths = attention_mask.sum(dim=1).cpu().tolist()
+        rows = [ids[:length] for ids, length in zip(input_ids.cpu().tolist(), lengths, strict=True)]
+        return self.states(rows)[0]
+
+    def _keep(self, store: StateStore, key: bytes, states: torch.Tensor) -> torch.Tensor:
+        # Rounded also when it is new: a text has the same states whether it was met before or not.
+        rounded = states.to(store.dtype)
+        if not bool(torch.isfinite(rounded).all()):
+            return states
+        store.put(key, rounded)
+        return rounded
 
     @torch.no_grad()
-    def _compute(self, rows: list[list[int]]) -> list[torch.Tensor]:
-        device = next(self.model.parameters()).device
+    def _compute(self, rows: list[Sequence[int]]) -> list[torch.Tensor]:
+        """float32 states of each text; with a store on the CPU, where they are kept, else on the encoder's device."""
+        device = device_of(self.model)
         batches = [[row] for row in rows] if device.type == "cpu" else [rows] if rows else []
         states: list[torch.Tensor] = []
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             for batch in batches:
-                ids, mask = pad_right(batch)
-                output = super().forward(ids.to(device), mask.to(device)).float()
+                output = super().forward(*pad_right(batch, device)).float()
+                if self.store is not None:
+                    output = output.cpu()
                 states += [part[: len(row)] for part, row in zip(output, batch, strict=True)]
         return states
 

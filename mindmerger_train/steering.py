@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mindmerger_train.gate import UNKNOWN, Gate, Weights
+from mindmerger_train.transfer import device_of, pad_right, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -41,31 +42,34 @@ class Steering:
         return language if value < self.hidden + self.told else None
 
 
-def pad_rows(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of several examples, (m_i, d) each → (batch, longest, d) and mask (batch, longest), padded on the right."""
-    longest = max(len(part) for part in rows)
-    padded = torch.stack([nn.functional.pad(part, (0, 0, 0, longest - len(part))) for part in rows])
-    mask = torch.tensor([[1] * len(part) + [0] * (longest - len(part)) for part in rows])
-    return padded, mask
+def embed_prompts(embed: nn.Module, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts in ids → their rows in the LLM's table (batch, longest, d) and mask (batch, longest), padded on the right."""
+    ids, mask = pad_right(prompts, device_of(embed))
+    return embed(ids), mask
 
 
 def weigh(
     gate: Gate,
     states: torch.Tensor,
     mask: torch.Tensor,
-    mapped: torch.Tensor,
-    prompts: Sequence[torch.Tensor],
+    merged: torch.Tensor,
+    prompt: torch.Tensor,
+    prompt_mask: torch.Tensor,
     told: Sequence[str | None],
 ) -> Weights:
-    """The gate's weights for a batch whose every example has a prompt; shapes as in `Gate.forward`."""
-    padded, prompt_mask = pad_rows(prompts)
-    return gate(states, mask, mapped, padded, prompt_mask, gate.spec.distribution(told))  # type: ignore[no-any-return]
+    """The gate's weights for a batch whose every example has a prompt; shapes as in `Gate.forward`, all on one device.
+
+    `merged` is what the merger made of `states`, with the boundary row.
+    """
+    language = gate.spec.distribution(told, states.device)
+    return gate(states, mask, merged[:, :-1], prompt, prompt_mask, language)  # type: ignore[no-any-return]
 
 
 def language_loss(gate: Gate, weights: Weights, languages: Sequence[str]) -> torch.Tensor:
     """Cross-entropy of the language head, one value an example; a language that is no row of the gate is "unknown"."""
-    rows = torch.tensor([gate.spec.row_of(language) for language in languages])
-    return nn.functional.cross_entropy(weights.language_logits, rows, reduction="none")
+    logits = weights.language_logits
+    rows = whole_numbers([gate.spec.row_of(language) for language in languages], logits.device)
+    return nn.functional.cross_entropy(logits, rows, reduction="none")
 
 
 @dataclass
@@ -74,11 +78,18 @@ class WeightLog:
 
     seen: dict[str, list[tuple[float, float, bool]]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, gate: Gate, weights: Weights, languages: Sequence[str]) -> None:
-        guesses = weights.language_logits.argmax(dim=-1).tolist()
+    def add(
+        self, gate: Gate, weights: Weights, mask: torch.Tensor, prompt_mask: torch.Tensor, languages: Sequence[str]
+    ) -> None:
+        """The weights of a batch; the masks (of the encoder's states, of the prompt) say which of their rows count."""
+        guesses = weights.language_logits.argmax(dim=-1).cpu().tolist()
+        encoder, llm = (
+            _masked_mean(own, kept).cpu().tolist()
+            for own, kept in ((weights.encoder, mask), (weights.llm, prompt_mask))
+        )
         for index, language in enumerate(languages):
             right = guesses[index] == gate.spec.row_of(language)
-            self.seen[language].append((float(weights.encoder[index].mean()), float(weights.llm[index].mean()), right))
+            self.seen[language].append((encoder[index], llm[index], right))
 
     def take(self) -> dict[str, object]:
         """`{"weights": {language: {"encoder": [mean, sd], "llm": [mean, sd]}}, "language_accuracy": share}`.
@@ -97,6 +108,15 @@ class WeightLog:
         everyone = [right for values in self.seen.values() for _, _, right in values]
         self.seen = defaultdict(list)
         return {"weights": table, "language_accuracy": round(sum(everyone) / len(everyone), 4)}
+
+
+def _masked_mean(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(batch, rows or 1, d or 1) → (batch,): the mean over dimensions, and over the rows that are no padding."""
+    rows = weights.mean(dim=2)
+    if rows.shape[1] == 1:
+        return rows[:, 0]
+    kept = mask.to(rows.dtype)
+    return (rows * kept).sum(dim=1) / kept.sum(dim=1)
 
 
 def _mean_and_deviation(values: Sequence[float]) -> list[float]:

@@ -123,73 +123,55 @@ def _aligned(
     return examples
 
 
-def _tsv(
-    folder: Path,
-    path: str,
-    columns: Mapping[str, str] | None = None,
-    language: str = "",
-    languages: Sequence[str] = (),
-    allowed_bad: float = ALLOWED,
-) -> list[Example]:
-    """TSV whose first line names the columns."""
-    return _table(folder, path, dict(columns or {}), language, languages, allowed_bad, tsv=True)
+def _table(*, tsv: bool) -> Callable[..., list[Example]]:
+    """The reader of TSV whose first line names the columns, or of JSON lines and one `.json` list of objects.
 
-
-def _jsonl(
-    folder: Path,
-    path: str,
-    columns: Mapping[str, str] | None = None,
-    language: str = "",
-    languages: Sequence[str] = (),
-    allowed_bad: float = ALLOWED,
-) -> list[Example]:
-    """JSON lines, or one `.json` list of objects."""
-    return _table(folder, path, dict(columns or {}), language, languages, allowed_bad, tsv=False)
-
-
-def _table(
-    folder: Path,
-    path: str,
-    columns: dict[str, str],
-    language: str,
-    languages: Sequence[str],
-    allowed_bad: float,
-    *,
-    tsv: bool,
-) -> list[Example]:
-    """Rows with the fields `language`, `query`, `english`, `response`; `columns` renames them to what the file has.
-
-    `query` is needed, and `language` unless the path or the option says it; the others only where they are named.
+    Rows have the fields `language`, `query`, `english`, `response`; `columns` renames them to what the file has. `query` is
+    needed, and `language` unless the path or the option says it; the others only where they are named.
     """
-    wrong = sorted(set(columns) - set(FIELDS))
-    if wrong:
-        raise DataError(f"columns names {wrong[0]!r}: a row has {', '.join(FIELDS)}")
-    names = {field: columns.get(field, field) for field in FIELDS}
-    examples = []
-    for own, file in _paths(folder, path, languages):
-        bad = BadRows(str(file), allowed_bad)
-        fixed = own or language
-        needed = ["query", *([] if fixed else ["language"]), *(field for field in columns if field != "language")]
-        rows: Iterator[tuple[int, Mapping[str, Any]]]
-        rows = tsv_rows(file, [names[field] for field in dict.fromkeys(needed)], bad) if tsv else json_rows(file, bad)
-        for number, row in rows:
-            try:
-                name = fixed or text_of(row, names["language"])
-                code = code_of(name)
-                if code is None:
-                    raise BadRow(f"{name[:20]!r} is no language")
-                # What the file names it must fill; what it need not have may be missing.
-                texts = [
-                    text_of(row, names[field]) if names[field] in row or field in needed else ""
-                    for field in ("query", "english", "response")
-                ]
-            except BadRow as reason:
-                bad.add(file, number, reason)
-                continue
-            bad.good += 1
-            examples.append(Example(code, *texts))
-        bad.close()
-    return examples
+
+    def read(
+        folder: Path,
+        path: str,
+        columns: Mapping[str, str] | None = None,
+        language: str = "",
+        languages: Sequence[str] = (),
+        allowed_bad: float = ALLOWED,
+    ) -> list[Example]:
+        renamed = dict(columns or {})
+        wrong = sorted(set(renamed) - set(FIELDS))
+        if wrong:
+            raise DataError(f"columns names {wrong[0]!r}: a row has {', '.join(FIELDS)}")
+        names = {field: renamed.get(field, field) for field in FIELDS}
+        examples = []
+        for own, file in _paths(folder, path, languages):
+            bad = BadRows(str(file), allowed_bad)
+            fixed = own or language
+            needed = ["query", *([] if fixed else ["language"]), *(field for field in renamed if field != "language")]
+            rows: Iterator[tuple[int, Mapping[str, Any]]]
+            rows = (
+                tsv_rows(file, [names[field] for field in dict.fromkeys(needed)], bad) if tsv else json_rows(file, bad)
+            )
+            for number, row in rows:
+                try:
+                    name = fixed or text_of(row, names["language"])
+                    code = code_of(name)
+                    if code is None:
+                        raise BadRow(f"{name[:20]!r} is no language")
+                    # What the file names it must fill; what it need not have may be missing.
+                    texts = [
+                        text_of(row, names[field]) if names[field] in row or field in needed else ""
+                        for field in ("query", "english", "response")
+                    ]
+                except BadRow as reason:
+                    bad.add(file, number, reason)
+                    continue
+                bad.good += 1
+                examples.append(Example(code, *texts))
+            bad.close()
+        return examples
+
+    return read
 
 
 def _benchmark(kind: str) -> Callable[..., list[Example]]:
@@ -263,8 +245,8 @@ def _problems(
 
 READERS: dict[str, Callable[..., list[Example]]] = {
     "aligned": _aligned,
-    "tsv": _tsv,
-    "jsonl": _jsonl,
+    "tsv": _table(tsv=True),
+    "jsonl": _table(tsv=False),
     "mgsm": _benchmark("mgsm"),
     "msvamp": _benchmark("msvamp"),
     "xcsqa": _benchmark("xcsqa"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,9 +57,18 @@ class Backend(Protocol):
     """A loaded model. Decoding is greedy."""
 
     def generate(
-        self, questions: Sequence[str], *, max_tokens: int, calculator: bool | None, options: Mapping[str, Any]
+        self,
+        questions: Sequence[str],
+        *,
+        max_tokens: int,
+        calculator: bool | None,
+        options: Mapping[str, Any],
+        languages: Sequence[str | None] = (),
     ) -> Iterator[Reply]:
-        """Answers as they end, in any order. `options` are a mode's; `calculator` None: as the model says."""
+        """Answers as they end, in any order. `options` are a mode's; `calculator` None: as the model says.
+
+        `languages`, where given: what the model is told each question is in, None for nothing.
+        """
 
     def close(self) -> None:
         """Stop and free everything."""
@@ -98,7 +107,12 @@ def _identify_bundle(path: str | None) -> Identity:
         manifest.name,
         whole[:16],
         _digest("bundle", llm, asdict(manifest.prompt), manifest.bake and asdict(manifest.bake)),
-        Traits(manifest.method, gate is not None, "none" if gate is None else gate.language_input),
+        Traits(
+            manifest.method,
+            gate is not None,
+            "none" if gate is None else gate.language_input,
+            _tellable(manifest.encoder.frames, None if gate is None else gate.languages),
+        ),
     )
 
 
@@ -112,6 +126,7 @@ def _identify_checkpoint(path: str) -> Identity:
         llm, prompt, method = config["llm"], config["prompt"], config.get("method", "mindmerger")
         gate = config.get("gate")
         language_input = gate.get("language_input", "soft") if gate else "none"
+        frames = config["encoder"].get("frames", {})
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{folder} is no checkpoint that can be read ({error})") from error
     # How a run was trained says nothing about what it answers.
@@ -121,8 +136,14 @@ def _identify_checkpoint(path: str) -> Identity:
         str(config.get("name", folder.name)),
         _digest("checkpoint", content, weights),
         _digest("checkpoint", {key: llm.get(key) for key in ("source", "adapter_sha256")}, prompt),
-        Traits(method, gate is not None, language_input),
+        Traits(method, gate is not None, language_input, _tellable(frames, gate["languages"] if gate else None)),
     )
+
+
+def _tellable(frames: Iterable[str], gate_languages: Iterable[str] | None) -> frozenset[str]:
+    """The languages that an encoder has tokens for and a gate, if there is one, a row: one option tells both."""
+    known = frozenset(frames) - {""}
+    return known if gate_languages is None else known & frozenset(gate_languages)
 
 
 def _digest(*parts: Any) -> str:
@@ -148,23 +169,35 @@ class BundleBackend:
         self._slots = slots
 
     def generate(
-        self, questions: Sequence[str], *, max_tokens: int, calculator: bool | None, options: Mapping[str, Any]
+        self,
+        questions: Sequence[str],
+        *,
+        max_tokens: int,
+        calculator: bool | None,
+        options: Mapping[str, Any],
+        languages: Sequence[str | None] = (),
     ) -> Iterator[Reply]:
-        items = self._model.generate_batch(
-            questions,
-            slots=self._slots,
-            max_new_tokens=max_tokens,
-            temperature=0.0,
-            calculator=calculator,
-            **options,
-        )
-        with closing(items):  # type: ignore[type-var]  # an iterator that is a generator: closing it frees the model
-            for item in items:
-                if item.generation is None:
-                    yield Reply(item.index, error=str(item.error))
-                    continue
-                result = item.generation
-                yield Reply(item.index, result.text, result.finish_reason, len(result.token_ids), result.forced_tokens)
+        # The runtime's batches are of one language.
+        places: dict[str | None, list[int]] = {}
+        for index, language in enumerate(languages or [None] * len(questions)):
+            places.setdefault(language, []).append(index)
+        for language, own in places.items():
+            items = self._model.generate_batch(
+                [questions[index] for index in own],
+                slots=self._slots,
+                max_new_tokens=max_tokens,
+                temperature=0.0,
+                calculator=calculator,
+                **({} if language is None else {"language": language}),
+                **options,
+            )
+            with closing(items):  # type: ignore[type-var]  # an iterator that is a generator: closing it frees the model
+                for item in items:
+                    index, result = own[item.index], item.generation
+                    if result is None:
+                        yield Reply(index, error=str(item.error))
+                        continue
+                    yield Reply(index, result.text, result.finish_reason, len(result.token_ids), result.forced_tokens)
 
     def close(self) -> None:
         self._model.close()

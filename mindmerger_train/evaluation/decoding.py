@@ -18,6 +18,7 @@ from torch import nn
 
 from mindmerger.calculator import calculate, pending_expression
 from mindmerger_train.llms import LLMTokenizer
+from mindmerger_train.transfer import whole_numbers
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Answer:
         return [] if value is None else tokenizer.encode(value + ">>")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode(llm: nn.Module, prefixes: Sequence[torch.Tensor], tokenizer: LLMTokenizer, rules: Rules) -> Iterator[Answer]:
     """Answer every prefix, (length, d) each, in the LLM's dtype; yields answers as they end.
 
@@ -78,8 +79,9 @@ def decode(llm: nn.Module, prefixes: Sequence[torch.Tensor], tokenizer: LLMToken
     model = cast(Any, llm)
     longest = max(len(prefix) for prefix in prefixes)
     rows = torch.stack([nn.functional.pad(prefix, (0, 0, longest - len(prefix), 0)) for prefix in prefixes])
-    lengths = torch.tensor([len(prefix) for prefix in prefixes])
-    mask = (torch.arange(longest)[None] >= longest - lengths[:, None]).long()
+    device = rows.device
+    lengths = whole_numbers([len(prefix) for prefix in prefixes], device)
+    mask = (torch.arange(longest, device=device)[None] >= longest - lengths[:, None]).long()
     places = (mask.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
     answers = [Answer(place) for place in range(len(prefixes))]
@@ -88,7 +90,7 @@ def decode(llm: nn.Module, prefixes: Sequence[torch.Tensor], tokenizer: LLMToken
         output = model(
             **inputs, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1
         )
-        drawn = output.logits[:, -1].argmax(-1).tolist()
+        drawn = output.logits[:, -1].argmax(-1).cpu().tolist()
         tokens = [
             token if answer.finish else answer.take(token, tokenizer, rules)
             for answer, token in zip(answers, drawn, strict=True)
@@ -100,11 +102,11 @@ def decode(llm: nn.Module, prefixes: Sequence[torch.Tensor], tokenizer: LLMToken
         left = [row for row, answer in enumerate(answers) if not answer.finish]
         if not left:
             return
-        following = torch.tensor(tokens)[:, None]
+        following = whole_numbers(tokens, device)[:, None]
         if len(left) <= 0.75 * len(answers):
-            kept = torch.tensor(left)
+            kept = whole_numbers(left, device)
             cache.batch_select_indices(kept)
-            mask, lengths, following = mask[kept], lengths[kept], following[kept]
+            mask, lengths, following = (part.index_select(0, kept) for part in (mask, lengths, following))
             answers = [answers[row] for row in left]
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         places = lengths[:, None]

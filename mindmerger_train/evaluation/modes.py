@@ -21,11 +21,22 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Traits:
-    """What of a model decides which modes it has. `language_input` is the gate's (`none`, `forced`, `soft`)."""
+    """What of a model decides how it is asked. `language_input` is the gate's (`none`, `forced`, `soft`).
+
+    `languages`: those that an encoder with source-language tokens (NLLB, M2M100) can be told, and the gate with it; empty for
+    other encoders, which see for themselves.
+    """
 
     method: str
     gate: bool = False
     language_input: str = "none"
+    languages: frozenset[str] = frozenset()
+
+    def told(self, mode: Mode, language: str) -> str | None:
+        """What the model is told about a question in `language`; None where it is not asked for it, or does not know it."""
+        if mode is ALONE or "language" in mode.options:
+            return None
+        return language if language in self.languages else None
 
 
 @dataclass(frozen=True)

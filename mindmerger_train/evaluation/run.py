@@ -127,11 +127,13 @@ def ask(
 
 
 def _answers(backend: Backend, arm: Arm, questions: Sequence[Question], settings: Settings) -> Iterator[Entry]:
+    traits = arm.contestant.identity.traits
     replies = backend.generate(
         [question.text for question in questions],
         max_tokens=settings.max_tokens,
         calculator=settings.calculator,
         options=arm.mode.options,
+        languages=[traits.told(arm.mode, question.language) for question in questions] if traits.languages else (),
     )
     for reply in replies:
         question = questions[reply.index]

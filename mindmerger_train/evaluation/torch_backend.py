@@ -19,8 +19,11 @@ from mindmerger_train import encoders, llms
 from mindmerger_train.checkpoint import load_checkpoint, resolve_checkpoint
 from mindmerger_train.evaluation.backends import Reply
 from mindmerger_train.evaluation.decoding import Rules, decode
-from mindmerger_train.gate import Weights
-from mindmerger_train.steering import pad_rows, weigh
+from mindmerger_train.gate import UNKNOWN, Weights
+from mindmerger_train.language_codes import DEFAULT
+from mindmerger_train.steering import embed_prompts, weigh
+from mindmerger_train.transfer import CPU, best_device, send, whole_numbers
+from mindmerger_train.trunk import embedding_of
 
 SLOTS = 16
 # The bundle's default (docs/bundle.md); a checkpoint has no threshold of its own.
@@ -29,9 +32,10 @@ FILTER_THRESHOLD = 0.1
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question that fits."""
+    """A question that fits. `language`: what encoder and gate are told it is in."""
 
     index: int
+    language: str | None
     encoder_ids: list[int]
     prompt_ids: list[int]
 
@@ -41,15 +45,15 @@ class _Asked:
 
 
 class TorchBackend:
-    """A loaded checkpoint. float32 on CPUs, the LLM in bfloat16 on a GPU."""
+    """A loaded checkpoint, on the GPU if there is one. float32, but the LLM in bfloat16 on a GPU."""
 
     def __init__(self, path: str, threads: int | None = None, slots: int | None = None) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = best_device()
         self._slots = slots or SLOTS
         checkpoint = self._checkpoint = load_checkpoint(resolve_checkpoint(path))
-        dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        dtype = torch.float32 if self._device == CPU else torch.bfloat16
         self._llm = llms.load_llm(checkpoint.llm, dtype, checkpoint.adapter_path()).to(self._device)
         self._tokenizer = llms.load_llm_tokenizer(checkpoint.llm)
         self._merger = checkpoint.merger.to(self._device).eval().requires_grad_(False)
@@ -67,7 +71,13 @@ class TorchBackend:
         del self._llm, self._encoder
 
     def generate(
-        self, questions: Sequence[str], *, max_tokens: int, calculator: bool | None, options: Mapping[str, Any]
+        self,
+        questions: Sequence[str],
+        *,
+        max_tokens: int,
+        calculator: bool | None,
+        options: Mapping[str, Any],
+        languages: Sequence[str | None] = (),
     ) -> Iterator[Reply]:
         wish, sources = self._wishes(**options)
         rules = Rules(
@@ -77,19 +87,19 @@ class TorchBackend:
         )
         asked = []
         for index, question in enumerate(questions):
+            language = (languages[index] if languages else None) or wish.language
             try:
-                asked.append(self._prepare(index, question, sources, max_tokens, wish.language or ""))
+                asked.append(self._prepare(index, question, sources, max_tokens, language))
             except InputError as error:
                 yield Reply(index, error=str(error))
         # of about the same length: padding is work too
         asked.sort(key=lambda one: one.length)
         for start in range(0, len(asked), self._slots):
             part = asked[start : start + self._slots]
-            with torch.device(self._device):
-                prefixes = self._prefixes(part, wish, sources)
-                for answer in decode(self._llm, prefixes, self._tokenizer, rules):
-                    text = self._tokenizer.decode(answer.ids)
-                    yield Reply(part[answer.place].index, text, str(answer.finish), len(answer.ids), answer.forced)
+            prefixes = self._prefixes(part, wish, sources)
+            for answer in decode(self._llm, prefixes, self._tokenizer, rules):
+                text = self._tokenizer.decode(answer.ids)
+                yield Reply(part[answer.place].index, text, str(answer.finish), len(answer.ids), answer.forced)
 
     def _wishes(
         self,
@@ -111,12 +121,13 @@ class TorchBackend:
         return wish, wished_sources(wish, FILTER_THRESHOLD, by_default)
 
     def _prepare(
-        self, index: int, question: str, sources: tuple[bool, bool], max_tokens: int, language: str = ""
+        self, index: int, question: str, sources: tuple[bool, bool], max_tokens: int, language: str | None = None
     ) -> _Asked:
         question = check_question(question)
         encoder_ids, prompt_ids = [], []
         if sources[0]:
-            encoder_ids = self._encoder_tokenizer.encode(question, language).ids
+            spoken = DEFAULT if language in (None, UNKNOWN) else str(language)
+            encoder_ids = self._encoder_tokenizer.encode(question, spoken).ids
             limit = self._checkpoint.encoder.max_tokens
             if len(encoder_ids) > limit:
                 raise InputError(f"the question has {len(encoder_ids)} tokens; the encoder reads at most {limit}")
@@ -125,16 +136,17 @@ class TorchBackend:
         length = 2 + len(encoder_ids) + len(prompt_ids) + max_tokens
         if length > self._context:
             raise InputError(f"the question and its answer take {length} positions; the LLM has {self._context}")
-        return _Asked(index, encoder_ids, prompt_ids)
+        return _Asked(index, language, encoder_ids, prompt_ids)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _prefixes(self, asked: Sequence[_Asked], wish: Wish, sources: tuple[bool, bool]) -> list[torch.Tensor]:
         """What the LLM is given for each question, (length, d): BOS, soft prompt, prompt."""
-        embed = cast(Any, self._llm).get_input_embeddings()
-        prompts = [embed(torch.tensor(one.prompt_ids, dtype=torch.int64)).float() for one in asked]
-        soft, opinions = self._merged(asked, prompts, wish, sources)
+        embed = embedding_of(self._llm)
         bos_id = self._checkpoint.prompt.bos_id
-        head = embed(torch.tensor([] if bos_id is None else [bos_id], dtype=torch.int64))
+        head = embed(whole_numbers([] if bos_id is None else [bos_id], self._device))
+        # one text's ids at a time: a padded table of them is for the gate alone
+        prompts = [embed(whole_numbers(one.prompt_ids, self._device)).float() for one in asked]
+        soft, opinions = self._merged(asked, sources)
         prefixes = []
         for rows, prompt, opinion in zip(soft, prompts, opinions, strict=True):
             steered = steer(
@@ -150,17 +162,16 @@ class TorchBackend:
                 parts.append(torch.as_tensor(steered.soft_prompt))
             if steered.question:
                 parts.append(prompt if steered.prompt is None else torch.as_tensor(steered.prompt))
-            prefixes.append(torch.cat([part.to(head) for part in parts]))
+            prefixes.append(torch.cat([send(part, self._device).to(head.dtype) for part in parts]))
         return prefixes
 
     def _merged(
-        self, asked: Sequence[_Asked], prompts: Sequence[torch.Tensor], wish: Wish, sources: tuple[bool, bool]
+        self, asked: Sequence[_Asked], sources: tuple[bool, bool]
     ) -> tuple[list[torch.Tensor | None], list[Opinion | None]]:
         """The unweighted soft prompt of each question, and what the gate says of it."""
         if not sources[0] or self._encoder is None:
             return [None] * len(asked), [None] * len(asked)
-        ids, mask = encoders.pad_right([one.encoder_ids for one in asked])
-        states = self._encoder(ids, mask)
+        states, mask = self._encoder.states([one.encoder_ids for one in asked])
         merged = self._merger(states)
         soft: list[torch.Tensor | None] = [
             torch.cat([merged[place, : len(one.encoder_ids)], merged[place, -1:]]) for place, one in enumerate(asked)
@@ -169,8 +180,9 @@ class TorchBackend:
         # alone, the soft prompt has nothing to be weighed against
         if gate is None or not sources[1]:
             return soft, [None] * len(asked)
-        mapped, _ = pad_rows([cast(torch.Tensor, rows)[:-1] for rows in soft])
-        weights = weigh(gate, states, mask, mapped, prompts, [wish.language] * len(asked))
+        prompt, prompt_mask = embed_prompts(embedding_of(self._llm), [one.prompt_ids for one in asked])
+        told = [one.language for one in asked]
+        weights = weigh(gate, states, mask, merged, prompt.float(), prompt_mask, told)
         return soft, [_opinion(weights, place, one) for place, one in enumerate(asked)]
 
 

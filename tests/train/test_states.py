@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindmerger.errors import InputError
-from mindmerger_train.encoders import pad_right
 from mindmerger_train.states import (
     Keeping,
     KeptEncoder,
@@ -25,6 +24,7 @@ from mindmerger_train.states import (
     keep_states,
     text_key,
 )
+from mindmerger_train.transfer import pad_right
 from tests.train.conftest import tiny_encoder
 
 TEXTS = [[1, 9, 60, 61, 2], [1, 7, 2], [1, 9, 60, 61, 2], [1, 100, 101, 102, 103, 104, 105, 2]]
