@@ -31,10 +31,16 @@ _OPSET = 21
 
 
 class MergerModule(nn.Module):
-    """Token ids in, soft prompt out: (batch, n) int64, (batch, n) int64 → (batch, n + 1, d)."""
+    """Token ids in, soft prompt out: (batch, n) int64, (batch, n) int64 → (batch, n + 1, d).
 
-    def __init__(self, encoder: Encoder, merger: Merger) -> None:
+    `embedding_scale`: what the LLM multiplies token embeddings by before its first block (√d for Gemma, which transformers
+    does inside the embedding layer, so that the merger is trained on multiplied rows). What goes in and out here are rows as
+    they are in the LLM's table, whatever the LLM.
+    """
+
+    def __init__(self, encoder: Encoder, merger: Merger, embedding_scale: float = 1.0) -> None:
         super().__init__()
+        self.embedding_scale = embedding_scale
         self.encoder = encoder
         self.merger = merger.eval().requires_grad_(False)
         # The fused attention is traced with guards against rows without any key, twelve dead operators a block. A
@@ -49,7 +55,10 @@ class MergerModule(nn.Module):
         return int(self.merger.end_boundary.shape[-1])
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, self.merger(self.encoder(input_ids, attention_mask)))
+        return self._as_in_table(self.merger(self.encoder(input_ids, attention_mask)))
+
+    def _as_in_table(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows if self.embedding_scale == 1.0 else rows / self.embedding_scale
 
 
 class GatedModule(MergerModule):
@@ -66,8 +75,9 @@ class GatedModule(MergerModule):
         states = self.encoder(input_ids, attention_mask)
         soft = self.merger(states)
         gate = cast(Gate, self.merger.gate)
-        weights = gate(states, attention_mask, soft[:, :-1], prompt_embeddings, prompt_mask, language)
-        return soft, weights.encoder, weights.llm, weights.language
+        prompt = prompt_embeddings if self.embedding_scale == 1.0 else prompt_embeddings * self.embedding_scale
+        weights = gate(states, attention_mask, soft[:, :-1], prompt, prompt_mask, language)
+        return self._as_in_table(soft), weights.encoder, weights.llm, weights.language
 
 
 def check_method(merger: Merger) -> None:
@@ -79,9 +89,9 @@ def check_method(merger: Merger) -> None:
         )
 
 
-def merger_module(encoder: Encoder, merger: Merger) -> MergerModule:
+def merger_module(encoder: Encoder, merger: Merger, embedding_scale: float = 1.0) -> MergerModule:
     """The module of a merger of any method that merges."""
-    return (MergerModule if merger.gate is None else GatedModule)(encoder, merger)
+    return (MergerModule if merger.gate is None else GatedModule)(encoder, merger, embedding_scale)
 
 
 def embedding_table(encoder: Encoder) -> nn.Embedding:

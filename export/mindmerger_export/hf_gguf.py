@@ -1,161 +1,165 @@
-"""A Hugging Face folder of an LLM → GGUF in float32, through `gguf`'s writer and its map of tensor names.
+"""A Hugging Face folder of an LLM → a GGUF in a type that `gguf` itself writes, streamed tensor by tensor.
 
-Today: the architecture `llama` with a byte-level BPE tokenizer. Tensors are read one at a time. What this module does not
-know: adapters, quantisation, bundles.
+Configuration, tokenizer and weights have modules of their own; here they become one file. Families: Llama, Mistral, Qwen 2
+and 3, Gemma 1 to 3. What this module does not know: K-quants, bundles.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mindmerger.errors import CheckpointError
-from mindmerger_train.adapter import permute_rows
+from mindmerger_export.llm_config import LLMConfig, read_config
+from mindmerger_export.llm_tokenizer import Vocabulary, read_vocabulary
+from mindmerger_export.llm_weights import Stored, is_half, plan_tensors, stored_tensors
+from mindmerger_export.requantise import FILE_TYPES
+from mindmerger_export.streaming import Floats, Plan, apply_adapter, write
+from mindmerger_export.tokenizer_proof import Proof, choose
+from mindmerger_train.llms import LLMSpec, load_llm_tokenizer
 
-SUPPORTED = ("llama",)
-# How a tokenizer splits text before its merges → the name that llama.cpp has for it.
-_DIGIT_SPLIT = r"\p{N}{1,3}"
+
+@dataclass(frozen=True)
+class About:
+    """What a GGUF says of itself, beside what it computes."""
+
+    name: str
+    licence: str = ""
+    base_models: Sequence[str] = ()
+    languages: Sequence[str] = ()
+
+    def add_to(self, writer: Any, parameters: int) -> None:
+        """Write the general keys."""
+        writer.add_type("model")
+        writer.add_name(self.name)
+        writer.add_size_label(_size_label(parameters))
+        writer.add_license(self.licence)
+        if self.base_models:
+            writer.add_base_model_count(len(self.base_models))
+            for index, name in enumerate(self.base_models):
+                writer.add_base_model_name(index, name)
+        if self.languages:
+            writer.add_languages(list(self.languages))
 
 
-def write_gguf(folder: Path, out: Path, name: str) -> None:
-    """Write the LLM of `folder` to `out`, every tensor in float32.
+def about(folder: Path, name: str, licence: str = "", languages: Sequence[str] = ()) -> About:
+    """What is known of the LLM in `folder`: what the caller says, else the head of its README.md."""
+    from gguf import Metadata
 
-    Raises CheckpointError for an unknown architecture or tokenizer, and for missing or damaged files.
-    """
-    from gguf import MODEL_ARCH, GGUFWriter, get_tensor_name_map
-
-    config = _json(folder / "config.json")
-    if config.get("model_type") not in SUPPORTED:
-        raise CheckpointError(
-            f"the LLM's architecture {config.get('model_type')!r} cannot be written as GGUF; supported: "
-            f"{', '.join(SUPPORTED)} (or give a ready GGUF with --llm-gguf)"
-        )
-    if config.get("rope_scaling") or (config.get("rope_parameters") or {}).get("rope_type", "default") != "default":
-        raise CheckpointError("the LLM scales its rotary positions, which this version cannot write: use --llm-gguf")
-    writer = GGUFWriter(out, "llama")
     try:
-        writer.add_name(name)
-        _add_sizes(writer, config)
-        _add_tokenizer(writer, folder, config)
-        names = get_tensor_name_map(MODEL_ARCH.LLAMA, int(config["num_hidden_layers"]))
-        tied = bool(config.get("tie_word_embeddings"))
-        for key, tensor in _tensors(folder):
-            if key.endswith("rotary_emb.inv_freq") or (tied and key == "lm_head.weight"):
-                continue
-            target = names.get_name(key, try_suffixes=(".weight", ".bias"))
-            if target is None:
-                raise CheckpointError(f"the LLM in {folder} has a tensor {key!r} that a Llama does not have")
-            if key.endswith(("q_proj.weight", "k_proj.weight")):
-                heads = config["num_attention_heads"]
-                if key.endswith("k_proj.weight"):
-                    heads = config.get("num_key_value_heads") or heads
-                tensor = np.ascontiguousarray(permute_rows(tensor, heads))
-            writer.add_tensor(target, tensor)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    except KeyError as error:
-        raise CheckpointError(f"{folder / 'config.json'} lacks {error}") from None
+        card = Metadata.load_model_card(folder)
+    except Exception:  # a card is written by hand, in YAML
+        card = {}
+
+    def listed(key: str) -> tuple[str, ...]:
+        value = card.get(key) or ()
+        return tuple(str(item) for item in ([value] if isinstance(value, str) else value))
+
+    return About(
+        name,
+        licence or str(card.get("license") or ""),
+        (*listed("base_model"), name) if name not in listed("base_model") else listed("base_model"),
+        listed("language") or tuple(languages),
+    )
+
+
+def _size_label(parameters: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6)):
+        if parameters >= size:
+            return f"{parameters / size:.2g}{unit}"
+    return f"{max(parameters, 1) / 1000:.2g}K"
+
+
+@dataclass(frozen=True)
+class HFModel:
+    """An LLM in a Hugging Face folder, opened and checked, nothing of its weights read yet."""
+
+    folder: Path
+    config: LLMConfig
+    vocabulary: Vocabulary
+    tensors: list[Stored] = field(repr=False)
+
+    @property
+    def parameters(self) -> int:
+        """Weights that the GGUF will have."""
+        return sum(_count(plan.shape) for plan in self.plans("f16"))
+
+    @property
+    def half(self) -> str:
+        """The 16-bit type that loses least."""
+        return "bf16" if is_half(self.tensors) else "f16"
+
+    def plans(self, type: str) -> list[Plan]:
+        """The tensors to write, matrices in `type`."""
+        from gguf import GGMLQuantizationType
+
+        return plan_tensors(self.config, self.tensors, GGMLQuantizationType[type.upper()])
+
+    def prove_tokenizer(self, folder: Path, strict: bool = True) -> Proof:
+        """Compare llama.cpp's ids with transformers'; scratch goes to `folder`. See tokenizer_proof.choose."""
+        from gguf import GGUFWriter
+
+        def write_vocabulary(path: Path, pre: str) -> None:
+            writer = GGUFWriter(path, self.config.architecture)
+            try:
+                self.config.add_to(writer)
+                self.vocabulary.add_to(writer, pre, self.config.stop_ids)
+                write(writer, [])
+            finally:
+                writer.close()
+
+        encode = load_llm_tokenizer(LLMSpec(str(self.folder), "", "", 0)).encode
+        return choose(self.vocabulary, write_vocabulary, encode, folder, strict)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for length in shape:
+        count *= length
+    return count
+
+
+def open_hf(folder: Path) -> HFModel:
+    """Read everything of the LLM but its weights. Raises CheckpointError when something is missing or not supported."""
+    config = read_config(folder)
+    tensors = stored_tensors(folder)
+    model = HFModel(folder, config, read_vocabulary(folder, config.vocabulary), tensors)
+    model.plans("f16")  # raises for weights that do not fit the configuration
+    return model
+
+
+def write_gguf(
+    model: HFModel,
+    out: Path,
+    type: str,
+    about: About,
+    pre: str,
+    adapter: tuple[Path, dict[str, tuple[Floats, Floats]]] | None = None,
+    advance: Callable[[int], None] = lambda _bytes: None,
+) -> None:
+    """Write `model` to `out` with its matrices in `type`, an adapter's updates added before rounding.
+
+    `advance` is told bytes as they are written. Raises CheckpointError for weights that are not finite, do not fit the type,
+    or an adapter of another LLM.
+    """
+    from gguf import GGUFWriter
+
+    if type not in FILE_TYPES:
+        raise ValueError(f"gguf does not write {type}")
+    plans = model.plans(type)
+    if adapter is not None:
+        plans = apply_adapter(plans, adapter[1], adapter[0])
+    writer = GGUFWriter(out, model.config.architecture)
+    try:
+        about.add_to(writer, model.parameters)
+        model.config.add_to(writer)
+        writer.add_file_type(FILE_TYPES[type])
+        writer.add_quantization_version(2)
+        model.vocabulary.add_to(writer, pre, model.config.stop_ids)
+        write(writer, plans, advance)
+    except (ValueError, AssertionError) as error:  # a damaged file may end in numpy's or gguf's words
+        raise CheckpointError(f"the LLM in {model.folder} cannot be written as GGUF ({error})") from None
     finally:
         writer.close()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: {path.parent} is not a Hugging Face folder of an LLM") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error})") from None
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return document
-
-
-def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
-    from safetensors import SafetensorError, safe_open
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{folder} has no .safetensors files: other formats of weights are not read")
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as stream:
-                for key in sorted(stream.keys()):
-                    yield key, stream.get_tensor(key).float().numpy()
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is damaged or no safetensors file ({error})") from None
-
-
-def _add_sizes(writer: Any, config: dict[str, Any]) -> None:
-    heads = int(config["num_attention_heads"])
-    width = int(config["hidden_size"])
-    writer.add_context_length(int(config["max_position_embeddings"]))
-    writer.add_embedding_length(width)
-    writer.add_block_count(int(config["num_hidden_layers"]))
-    writer.add_feed_forward_length(int(config["intermediate_size"]))
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(int(config.get("num_key_value_heads") or heads))
-    head_width = int(config.get("head_dim") or width // heads)
-    writer.add_rope_dimension_count(head_width)
-    writer.add_key_length(head_width)
-    writer.add_value_length(head_width)
-    # transformers 5 moved it into rope_parameters.
-    theta = config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta", 10000.0)
-    writer.add_rope_freq_base(float(theta))
-    writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
-    writer.add_vocab_size(int(config["vocab_size"]))
-    writer.add_file_type(0)
-
-
-def _add_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> None:
-    from gguf import TokenType
-
-    document = _json(folder / "tokenizer.json")
-    model = document.get("model", {})
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
-        raise CheckpointError(
-            f"the LLM's tokenizer is {model.get('type')!r}; supported: byte-level BPE (or give a ready GGUF with --llm-gguf)"
-        )
-    size = int(config["vocab_size"])
-    tokens = [f"[PAD{index}]" for index in range(size)]
-    types = [int(TokenType.UNUSED)] * size
-    for token, index in model["vocab"].items():
-        tokens[index], types[index] = token, int(TokenType.NORMAL)
-    for added in document.get("added_tokens", []):
-        tokens[added["id"]] = added["content"]
-        types[added["id"]] = int(TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_pre_tokenizer(document.get("pre_tokenizer")))
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    # Newer files hold pairs, older ones "left right".
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
-    for key, add in (("bos", writer.add_bos_token_id), ("eos", writer.add_eos_token_id)):
-        value = config.get(f"{key}_token_id")
-        value = value[0] if isinstance(value, list) else value
-        if value is not None:
-            add(int(value))
-    # Whoever assembles the sequence adds BOS by id.
-    writer.add_add_bos_token(False)
-
-
-def _pre_tokenizer(document: dict[str, Any] | None) -> str:
-    """llama.cpp's name for a pre-tokenizer. A wrong one would give other ids in silence, so an unknown one is refused."""
-    steps = document.get("pretokenizers", [document]) if document else []
-    kinds = [step["type"] for step in steps]
-    patterns = " ".join(str(step.get("pattern", {}).get("Regex", "")) for step in steps if step["type"] == "Split")
-    if kinds == ["ByteLevel"] and not steps[0].get("add_prefix_space") and steps[0].get("use_regex", True):
-        return "gpt-2"
-    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
-        return "smollm"
-    if kinds == ["Split", "ByteLevel"] and _DIGIT_SPLIT in patterns:
-        return "llama-bpe"
-    raise CheckpointError(
-        f"the LLM's tokenizer splits text in a way ({' + '.join(kinds) or 'none'}) that this version has no name for; "
-        "supported: GPT-2, SmolLM, Llama 3 (or give a ready GGUF with --llm-gguf)"
-    )

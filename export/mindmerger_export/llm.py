@@ -1,77 +1,112 @@
-"""The LLM of a bundle as GGUF: taken as it is, requantised with its adapter added, or named by the package that ships it.
+"""The LLM of a bundle as GGUF: taken as it is, converted and quantised with its adapter, or named by its package.
 
-Every way ends in an `LLMFiles`: which files with which roles go into the bundle. What this module does not know:
-encoders, mergers, manifests' other fields.
+Every way ends in an `LLMFiles`: which files with which roles go into the bundle, and what was done. What this module does
+not know: encoders, mergers, manifests' other fields.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mindmerger.bake import bake
 from mindmerger.cache import sha256_of
-from mindmerger.errors import BundleError, CheckpointError, InputError
+from mindmerger.errors import BundleError, CheckpointError, InputError, ModelError
+from mindmerger.gguf_file import read_gguf as read_layout
+from mindmerger.machine import available_memory
 from mindmerger.manifest import FileInfo
 from mindmerger.manifest_rules import BAKE_TYPES
 from mindmerger.packages import find_package_file
+from mindmerger_export import kquants
+from mindmerger_export.adapters import adapter_pairs
+from mindmerger_export.requantise import FILE_TYPES, read_gguf, requantise
+from mindmerger_export.space import check_disk, gigabytes
+from mindmerger_export.talk import Talk
 from mindmerger_train.checkpoint import Checkpoint
 from mindmerger_train.llms import PACKAGE_FILE, PACKAGE_SOURCE
 
 LLM_FILE = "llm.gguf"
 ADAPTER_FILE = "adapter.gguf"
-# llama_ftype of a file whose matrices are mostly of this type.
-TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q5_1": 9, "q5_0": 8, "q4_1": 3, "q4_0": 2}
-_BLOCK_WEIGHTS = 4_000_000
+# Type → llama_ftype of a file whose matrices are mostly of it.
+TYPES = FILE_TYPES | kquants.TYPES
+FOREIGN_DEFAULT = "q5_k_m"
+
+
+@dataclass(frozen=True)
+class LLMOptions:
+    """How an LLM is converted. `tensor_types`: PATTERN=TYPE, the first match decides a tensor.
+
+    `exact_ids`: fail where llama.cpp's ids are not those of transformers; otherwise say so and go on.
+    """
+
+    tensor_types: tuple[str, ...] = ()
+    exact_ids: bool = True
 
 
 @dataclass(frozen=True)
 class LLMFiles:
-    """The LLM's part of a bundle. `gguf` is what the runtime will load, or (bake) what it starts from."""
+    """The LLM's part of a bundle. `gguf` is what the runtime will load, or (bake) what it starts from.
+
+    `report`: what was done, for the manifest; `normaliser`: the form that text has to be brought into before llama.cpp.
+    """
 
     entries: tuple[FileInfo, ...]
     gguf: Path
     bake: str | None
     kind: str
+    report: dict[str, Any] = field(default_factory=dict)
+    normaliser: str | None = None
 
 
-def prepare_llm(checkpoint: Checkpoint, folder: Path, mode: str, type: str | None, ready: Path | None) -> LLMFiles:
+def prepare_llm(
+    checkpoint: Checkpoint,
+    folder: Path,
+    mode: str,
+    type: str | None,
+    ready: Path | None,
+    options: LLMOptions | None = None,
+    talk: Talk | None = None,
+) -> LLMFiles:
     """Put the LLM's files into `folder`.
 
     `ready`: a GGUF that is taken as it is. Mode `package`: the LLM stays in its Python package, its adapter is baked in by
-    the runtime at first use. Mode `embed`: one GGUF with the adapter applied, in `type` (default: the runtime's q8_0
-    with an adapter, as it is without).
+    the runtime at first use. Mode `embed`: one GGUF with the adapter applied, in `type`. Default: q5_k_m out of a Hugging
+    Face folder; out of a GGUF the runtime's q8_0 with an adapter, as it is without.
     """
+    options, talk = options or LLMOptions(), talk or Talk()
     if type is not None and type not in TYPES:
         raise InputError(f"the LLM cannot be written as {type!r}: the types are {', '.join(TYPES)}")
+    overrides = [kquants.parse_override(text) for text in options.tensor_types]
+    if overrides and (ready is not None or mode == "package"):
+        raise InputError("--tensor-type is for an LLM that is converted: leave out --llm-gguf and --llm package")
     adapter = checkpoint.adapter_path()
     out = folder / LLM_FILE
     if ready is not None:
         if not ready.is_file():
             raise CheckpointError(f"there is no GGUF {ready}: check the path of --llm-gguf")
+        check_disk(ready.stat().st_size, folder, "copying the LLM")
         shutil.copyfile(ready, out)
-        return LLMFiles((file_entry("llm", out),), out, None, "ready")
+        return LLMFiles((file_entry("llm", out),), out, None, "ready", {"tensors": kquants.tensor_types(out)})
     if mode == "package":
         return _from_package(checkpoint, folder, adapter, type or "q8_0")
-    base, temporary = _base_gguf(checkpoint, folder)
-    try:
-        if adapter is None and type is None:
-            shutil.copyfile(base, out)
-        elif adapter is not None and (type or "q8_0") in BAKE_TYPES:
-            # The runtime's own recipe, so that both ways into a bundle give the same LLM.
-            bake(base, adapter, out, type or "q8_0")
-        else:
-            requantise(base, adapter, out, type or "q8_0")
-    finally:
-        if temporary:
-            base.unlink(missing_ok=True)
-    return LLMFiles((file_entry("llm", out),), out, None, type or ("q8_0" if adapter else "as stored"))
+    work = _Conversion(out, type, overrides, adapter, talk)
+    source = Path(checkpoint.llm.source)
+    if checkpoint.llm.source == PACKAGE_SOURCE:
+        report, normaliser = work.from_gguf(find_package_file(PACKAGE_SOURCE, PACKAGE_FILE)), None
+    elif source.suffix == ".gguf" and source.is_file():
+        report, normaliser = work.from_gguf(source), None
+    else:
+        report, normaliser = work.from_folder(source, checkpoint, options.exact_ids)
+    report["tensors"] = kquants.tensor_types(out)
+    if work.kind in kquants.TYPES and (others := kquants.fallbacks(out)):
+        report["fallbacks"] = others
+        talk(f"{len(others)} of the LLM's matrices do not divide into blocks of 256 and have other types")
+    return LLMFiles((file_entry("llm", out),), out, None, work.kind, report, normaliser)
 
 
 def file_entry(role: str, path: Path, package: str | None = None, name: str | None = None) -> FileInfo:
@@ -93,146 +128,125 @@ def _from_package(checkpoint: Checkpoint, folder: Path, adapter: Path | None, ty
     return LLMFiles(entries, base, type, f"package, baked to {type}")
 
 
-def _base_gguf(checkpoint: Checkpoint, folder: Path) -> tuple[Path, bool]:
-    """The LLM without its adapter as a GGUF, and whether that file is ours to delete."""
-    if checkpoint.llm.source == PACKAGE_SOURCE:
-        return find_package_file(PACKAGE_SOURCE, PACKAGE_FILE), False
-    source = Path(checkpoint.llm.source)
-    if source.suffix == ".gguf" and source.is_file():
-        return source, False
-    from mindmerger_export.hf_gguf import write_gguf
+class _Conversion:
+    """One conversion into `out`. `kind` is the type that it comes out in."""
 
-    path = folder / ".base.gguf"
-    write_gguf(source, path, checkpoint.llm.name)
-    return path, True
+    def __init__(
+        self, out: Path, type: str | None, overrides: kquants.Overrides, adapter: Path | None, talk: Talk
+    ) -> None:
+        self.out = out
+        self.kind = type or ""
+        self._overrides = overrides
+        self._adapter = adapter
+        self._talk = talk
 
+    @property
+    def _native(self) -> bool:
+        """Whether llama.cpp has to quantise."""
+        return self.kind in kquants.TYPES or bool(self._overrides)
 
-def requantise(base: Path, adapter: Path | None, out: Path, type: str) -> None:
-    """Write the LLM of `base` with every matrix in `type`, `adapter` added before rounding.
+    def _pairs(self) -> Any:
+        return None if self._adapter is None else (self._adapter, adapter_pairs(self._adapter))
 
-    Vectors stay as they are. A matrix whose rows do not divide into blocks becomes f16. One block of rows is in memory at
-    a time. Raises BundleError when a file is no GGUF, CheckpointError when the adapter does not fit.
-    """
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    def from_gguf(self, base: Path) -> dict[str, Any]:
+        """Out of a GGUF; returns the report. Raises BundleError when it is none, CheckpointError for a foreign adapter."""
+        if not self.kind:
+            self.kind = "q8_0" if self._adapter is not None else "" if not self._overrides else FOREIGN_DEFAULT
+        weights = [_weights(tensor.shape) for tensor in read_layout(base).tensors]
+        if not self.kind:
+            check_disk(base.stat().st_size, self.out.parent, "copying the LLM")
+            shutil.copyfile(base, self.out)
+            self.kind = "as stored"
+        elif self._native:
+            self._check(sum(weights), max(weights), 2 if self._adapter is not None else 0)
+            if self._adapter is None:
+                self._quantise(base)
+            else:
+                half = self.out.with_name(".half.gguf")
+                self._through(
+                    half, lambda advance: requantise(base, self._pairs(), half, "f16", advance), 2 * sum(weights)
+                )
+        elif self._adapter is not None and self.kind in BAKE_TYPES:
+            # The runtime's own recipe, so that both ways into a bundle give the same LLM.
+            bake(base, self._adapter, self.out, self.kind)
+        else:
+            self._check(sum(weights), 0, 0)
+            requantise(base, self._pairs(), self.out, self.kind, self._counter(sum(weights)))
+        return {}
 
-    reader = read_gguf(base)
-    pairs = _adapter_pairs(adapter) if adapter is not None else {}
-    wanted = GGMLQuantizationType[type.upper()]
-    plans: list[tuple[Any, Any, Callable[[npt.NDArray[np.float32], int], npt.NDArray[np.float32]] | None]] = []
-    for tensor in reader.tensors:
-        pair = pairs.pop(tensor.name, None)
-        if len(tensor.shape) < 2:
-            plans.append((tensor, None, None))
-            continue
-        columns, rows = int(tensor.shape[0]), int(tensor.shape[1])
-        fitting = GGMLQuantizationType.F16 if columns % GGML_QUANT_SIZES[wanted][0] else wanted
-        if pair is None:
-            plans.append((tensor, fitting, None))
-            continue
-        a, b = pair
-        if (b.shape[0], a.shape[1]) != (rows, columns):
-            raise CheckpointError(f"the adapter {adapter} does not fit this LLM: {tensor.name} is {rows} × {columns}")
+    def from_folder(self, folder: Path, checkpoint: Checkpoint, exact_ids: bool) -> tuple[dict[str, Any], str | None]:
+        """Out of a Hugging Face folder; returns the report and the normaliser of its tokenizer."""
+        from mindmerger_export.hf_gguf import about, open_hf, write_gguf
 
-        def add(weights: npt.NDArray[np.float32], start: int, a: Any = a, b: Any = b) -> npt.NDArray[np.float32]:
-            return np.asarray(weights + b[start : start + len(weights)] @ a, dtype=np.float32)
+        self.kind = self.kind or FOREIGN_DEFAULT
+        model = open_hf(folder)
+        plans = model.plans("f16")
+        total, largest = model.parameters, max(_weights(plan.shape) for plan in plans)
+        self._check(total, largest if self._native else 0, 2 if self._native else 0)
+        self._talk("comparing the LLM's tokenizer with llama.cpp's")
+        proof = model.prove_tokenizer(self.out.parent, exact_ids)
+        if proof.different:
+            self._talk(f"llama.cpp's ids differ from the tokenizer's in {proof.different} of {proof.texts} texts")
+        says = about(folder, checkpoint.llm.name, checkpoint.llm.licence, checkpoint.languages)
+        half = self.out.with_name(".half.gguf")
+        target, type = (half, "f32" if self.kind == "f32" else model.half) if self._native else (self.out, self.kind)
 
-        plans.append((tensor, fitting, add))
-    if pairs:
-        raise CheckpointError(f"the adapter {adapter} does not fit this LLM, which has no tensor {next(iter(pairs))}")
-    _write(reader, plans, out, type)
+        def convert(advance: Callable[[int], None]) -> None:
+            write_gguf(model, target, type, says, proof.pre, self._pairs(), advance)
 
+        size = sum(plan.nbytes for plan in model.plans(type))
+        if self._native:
+            self._through(half, convert, size)
+        else:
+            self._talk(f"writing the LLM in {type}")
+            convert(self._counter(size))
+        return {"tokenizer": proof.to_json()}, model.vocabulary.normaliser
 
-def _write(reader: Any, plans: list[tuple[Any, Any, Any]], out: Path, type: str) -> None:
-    from gguf import GGUFWriter
+    def _through(self, half: Path, convert: Callable[[Callable[[int], None]], None], size: int) -> None:
+        """Convert into the temporary file `half`, and quantise that."""
+        try:
+            self._talk("writing the LLM in 16 bits")
+            convert(self._counter(size))
+            self._quantise(half)
+        finally:
+            half.unlink(missing_ok=True)
 
-    architecture = str(reader.get_field("general.architecture").contents())
-    writer = GGUFWriter(out, architecture, use_temp_file=False)
-    try:
-        _copy_fields(reader, writer, TYPES[type])
-        for tensor, kind, _ in plans:
-            # gguf wants the shape of the data as stored: the bytes of a row, where the type is quantised.
-            shape, dtype, nbytes, raw = _stored(tensor, kind)
-            writer.add_tensor_info(tensor.name, shape, dtype, nbytes, raw)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for tensor, kind, add in plans:
-            writer.write_tensor_data(_converted(tensor, kind, add))
-    finally:
-        writer.close()
+    def _quantise(self, base: Path) -> None:
+        self._talk(f"quantising the LLM to {self.kind}")
+        kquants.quantise_gguf(base, self.out, TYPES[self.kind], self._overrides, advance=self._talk.at)
 
+    def _counter(self, total: int) -> Callable[[int], None]:
+        done = 0
 
-def _copy_fields(reader: Any, writer: Any, file_type: int) -> None:
-    from gguf import GGUFValueType
+        def advance(size: int) -> None:
+            nonlocal done
+            done += size
+            # In megabytes, which people can read.
+            self._talk.at(done >> 20, max(1, total >> 20))
 
-    for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name in ("general.architecture", "general.file_type"):
-            continue
-        if field.name == "general.quantization_version":
-            continue  # written below, once
-        kind = field.types[0]
-        writer.add_key_value(
-            field.name, field.contents(), kind, field.types[-1] if kind == GGUFValueType.ARRAY else None
-        )
-    writer.add_file_type(file_type)
-    writer.add_quantization_version(2)
+        return advance
 
-
-def _stored(tensor: Any, kind: Any) -> tuple[list[int], Any, int, Any]:
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    if kind is None:
-        return list(tensor.data.shape), tensor.data.dtype, int(tensor.n_bytes), tensor.tensor_type
-    block, size = GGML_QUANT_SIZES[kind]
-    nbytes = int(tensor.n_elements) * size // block
-    logical = [int(length) for length in reversed(tensor.shape)]
-    if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
-        return logical, np.dtype(np.float32 if kind == GGMLQuantizationType.F32 else np.float16), nbytes, None
-    return [*logical[:-1], logical[-1] * size // block], np.dtype(np.uint8), nbytes, kind
-
-
-def _converted(tensor: Any, kind: Any, add: Any) -> npt.NDArray[Any]:
-    from gguf import quants
-
-    if kind is None:
-        return np.ascontiguousarray(tensor.data)
-    step = max(1, _BLOCK_WEIGHTS // int(tensor.shape[0]))
-    pieces = []
-    for start in range(0, len(tensor.data), step):
-        weights = quants.dequantize(np.asarray(tensor.data[start : start + step]), tensor.tensor_type)
-        pieces.append(quants.quantize(add(weights, start) if add is not None else weights, kind))
-    return np.ascontiguousarray(np.concatenate(pieces))
-
-
-def _adapter_pairs(path: Path) -> dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
-    """Tensor name → (A, alpha/rank · B) of an adapter in GGUF form."""
-    from gguf import quants
-
-    reader = read_gguf(path)
-    field = reader.get_field("adapter.lora.alpha")
-    if field is None:
-        raise CheckpointError(f"{path} is not a LoRA adapter in GGUF form")
-    halves: dict[str, dict[str, npt.NDArray[np.float32]]] = {}
-    for tensor in reader.tensors:
-        name, _, half = tensor.name.rpartition(".lora_")
-        halves.setdefault(name, {})[half] = quants.dequantize(np.asarray(tensor.data), tensor.tensor_type)
-    alpha = float(field.contents())
-    return {
-        name: (half["a"], (half["b"] * np.float32(alpha / half["a"].shape[0])).astype(np.float32))
-        for name, half in halves.items()
-    }
+    def _check(self, weights: int, largest: int, half: float) -> None:
+        """Raises ModelError where disk or memory cannot hold the conversion; `half`: bytes a weight of a temporary file."""
+        check_disk(int(weights * (half + kquants.BITS[self.kind] / 8)), self.out.parent, "converting the LLM")
+        # llama.cpp holds one tensor in float32 and what it makes of it.
+        needed, room = 9 * largest + 500_000_000, available_memory()
+        if largest and room is not None and room < needed:
+            raise ModelError(
+                f"quantising the LLM needs about {gigabytes(needed)} of memory and {gigabytes(room)} are available: close "
+                "other programs"
+            )
 
 
-def read_gguf(path: Path) -> Any:
-    """A `gguf` reader of `path`. Raises BundleError with one sentence when it is no GGUF."""
-    from gguf import GGUFReader
+def _weights(shape: tuple[int, ...]) -> int:
+    count = 1
+    for length in shape:
+        count *= length
+    return count
 
-    try:
-        return GGUFReader(path)
-    except Exception as error:  # a damaged file ends in any of ValueError, IndexError, KeyError …
-        raise BundleError(
-            f"{path} is not a readable GGUF file ({str(error)[:100]}): install or export it again"
-        ) from None
+
+# Families that multiply token embeddings by √d; transformers does it inside the embedding layer.
+_SCALED = ("gemma", "gemma2", "gemma3")
 
 
 @dataclass(frozen=True)
@@ -244,6 +258,11 @@ class LLMFacts:
     vocabulary: int
     context: int
     parameters: int
+
+    @property
+    def embedding_scale(self) -> float:
+        """What the LLM multiplies the rows of its table by before its first block."""
+        return float(np.sqrt(np.float32(self.width))) if self.architecture in _SCALED else 1.0
 
 
 def llm_facts(path: Path) -> LLMFacts:
