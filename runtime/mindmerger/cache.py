@@ -15,6 +15,7 @@ import secrets
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mindmerger.errors import BundleError
@@ -70,8 +71,13 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_file(path: Path, size: int, sha256: str, what: str) -> None:
-    """Raise BundleError unless `path` has this size and hash. `what` names the file in the message."""
+def check_file(
+    path: Path, size: int, sha256: str, what: str, inspect: Callable[[Path], None] | None = None
+) -> None:
+    """Raise BundleError unless `path` has this size and hash. `what` names the file in the message.
+
+    `inspect` looks into a file that is not remembered, and raises BundleError where it is not what it should be.
+    """
     try:
         stat = path.stat()
         if not path.is_file():
@@ -104,6 +110,8 @@ def check_file(path: Path, size: int, sha256: str, what: str) -> None:
                 "{what} ({path}) does not have the expected sha256, it is damaged: copy, install or export it again"
             ).format(what=what, path=path)
         )
+    if inspect is not None:
+        inspect(path)
     if time.time_ns() - stat.st_mtime_ns > _RACY_NS:
         remember(path, sha256, stat)
 

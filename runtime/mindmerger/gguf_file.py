@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mindmerger.blocks import block_size, dequantise
 from mindmerger.errors import BundleError
 from mindmerger.i18n import _
 
@@ -24,6 +25,7 @@ VERSION = 3
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _MAX_DIMENSIONS = 4
+_LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,15 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Array:
+    """An array of the metadata: the type and number of its entries, and where they begin."""
+
+    type: int
+    count: int
+    offset: int
+
+
+@dataclass(frozen=True)
 class GGUFFile:
     """A mapped GGUF file."""
 
@@ -57,6 +68,7 @@ class GGUFFile:
     metadata: bytes
     metadata_count: int
     values: dict[str, Value]
+    arrays: dict[str, Array]
     tensors: tuple[Tensor, ...]
     alignment: int
 
@@ -69,6 +81,18 @@ class GGUFFile:
         """A number of the metadata."""
         value = self.values.get(key)
         return float(value.value) if value is not None and value.type != _STRING else default
+
+    def texts(self, key: str) -> list[bytes]:
+        """An array of strings, each as its bytes; empty where there is none."""
+        array = self.arrays.get(key)
+        if array is None or array.type != _STRING:
+            return []
+        place, found = array.offset, []
+        for _entry in range(array.count):
+            (length,) = struct.unpack_from("<Q", self.metadata, place)
+            found.append(self.metadata[place + 8 : place + 8 + length])
+            place += 8 + length
+        return found
 
 
 def read_gguf(path: Path) -> GGUFFile:
@@ -90,15 +114,6 @@ def read_gguf(path: Path) -> GGUFFile:
         ) from None
 
 
-def dequantise(data: npt.NDArray[np.uint8], type: int) -> npt.NDArray[np.float32]:
-    """Flat float32 values of whole blocks."""
-    from gguf import GGMLQuantizationType, quants
-
-    # as one long row: gguf works through 16 rows at a time, and blocks do not care where a row ends
-    values: npt.NDArray[np.float32] = quants.dequantize(data.reshape(1, -1), GGMLQuantizationType(type))
-    return values.reshape(-1)
-
-
 def quantise(values: npt.NDArray[np.float32], type: int) -> npt.NDArray[np.uint8]:
     """The bytes of float32 values whose number is a multiple of the type's block."""
     from gguf import GGMLQuantizationType, quants
@@ -109,12 +124,10 @@ def quantise(values: npt.NDArray[np.float32], type: int) -> npt.NDArray[np.uint8
 
 def tensor_bytes(count: int, type: int) -> int:
     """How many bytes `count` values take in `type`."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    block, size = GGML_QUANT_SIZES[GGMLQuantizationType(type)]
+    block, size = block_size(type)
     if count % block:
         raise ValueError(f"{count} values are no whole blocks of {block}")
-    return int(count // block * size)
+    return count // block * size
 
 
 def padded(size: int, alignment: int) -> int:
@@ -143,6 +156,15 @@ class _Cursor:
         self.step(length)
         return self.data[start : self.place].decode("utf-8")
 
+    def strings(self, count: int) -> None:
+        """Step over so many strings: a vocabulary and its merges are a hundred thousand, and most of a file's reading."""
+        data, place, end, length_at = self.data, self.place, len(self.data), _LENGTH.unpack_from
+        for _string in range(count):
+            place += 8 + length_at(data, place)[0]
+            if place > end:
+                raise ValueError("it ends too early")
+        self.place = place
+
     def value(self, kind: int, depth: int = 0) -> Any:
         if kind == _STRING:
             return self.string()
@@ -152,8 +174,7 @@ class _Cursor:
         if count > len(self.data) or depth > 3:
             raise ValueError("an array is longer than the file")
         if inner == _STRING:
-            for _ in range(count):
-                self.step(self.take("Q")[0])
+            self.strings(count)
         elif inner == _ARRAY:
             for _ in range(count):
                 self.value(inner, depth + 1)
@@ -167,6 +188,7 @@ class _Cursor:
             raise ValueError(f"magic {magic!r}, version {version}")
         start = self.place
         values: dict[str, Value] = {}
+        arrays: dict[str, Array] = {}
         for _entry in range(metadata_count):
             key = self.string()
             (kind,) = self.take("I")
@@ -174,6 +196,9 @@ class _Cursor:
             value = self.value(kind)
             if kind != _ARRAY:
                 values[key] = Value(kind, value, offset)
+            else:
+                inner, count = struct.unpack_from("<IQ", self.data, start + offset)
+                arrays[key] = Array(inner, count, offset + struct.calcsize("<IQ"))
         metadata = self.data[start : self.place]
         alignment = values["general.alignment"].value if "general.alignment" in values else 32
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
@@ -189,7 +214,7 @@ class _Cursor:
             if base + offset + size > len(whole):
                 raise ValueError(f"it ends before tensor {name}")
             tensors.append(Tensor(name, shape, kind, whole[base + offset : base + offset + size]))
-        return GGUFFile(path, metadata, metadata_count, values, tuple(tensors), alignment)
+        return GGUFFile(path, metadata, metadata_count, values, arrays, tuple(tensors), alignment)
 
     def tensor_head(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self.string()

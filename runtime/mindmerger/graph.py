@@ -96,7 +96,8 @@ class MergerGraph:
         for provider in self._providers:
             providers = [provider] if provider == CPU else [provider, CPU]
             try:
-                session = ort.InferenceSession(str(self.path), options, providers=providers)
+                # its own way of falling back prints to stdout, which is for answers
+                session = ort.InferenceSession(str(self.path), options, providers=providers, enable_fallback=0)
             except MemoryError:
                 raise ModelError(_("there is not enough memory for the encoder: close other programs")) from None
             except Exception as error:  # ONNX Runtime's exceptions share no public base class

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mindmerger.errors import BundleError, InputError
+from mindmerger.errors import BundleError, InputError, MindMergerError
 from mindmerger.i18n import _
 from mindmerger.reclaim import give_memory_back
 from mindmerger.unigram import UnigramTokenizer
@@ -54,10 +54,10 @@ class QuestionTokenizer:
         """What turns text into ids: with little memory for the kind of file that this is known to be exact for."""
         try:
             return UnigramTokenizer(self.path.read_bytes(), self._library).encode
-        except MemoryError:
-            raise
-        except Exception:  # another kind of file, or a damaged one: the library knows it, or says what is wrong
-            give_memory_back()
+        except BaseException as error:
+            if not _is_failure(error):
+                raise
+            give_memory_back()  # another kind of file, or a damaged one: the library knows it, or says what is wrong
         tokenizer = self._library()
 
         def encode(text: str) -> list[int]:
@@ -72,7 +72,9 @@ class QuestionTokenizer:
 
         try:
             tokenizer: Any = Tokenizer.from_file(str(self.path))
-        except Exception as error:  # the Rust library raises bare Exception
+        except BaseException as error:
+            if not _is_failure(error):
+                raise
             raise BundleError(
                 _("{path} is not a tokenizer ({reason}): export the bundle again").format(path=self.path, reason=error)
             ) from None
@@ -100,7 +102,16 @@ class QuestionTokenizer:
         """The encoder's input ids, its special tokens included. `question` comes from `check_question`."""
         self.check_length(question)
         encode = self._encode = self._encode or self._load()
-        ids = encode(question)
+        try:
+            ids = encode(question)
+        except BaseException as error:
+            if isinstance(error, MindMergerError) or not _is_failure(error):
+                raise
+            raise BundleError(
+                _("{path} cannot tokenise this question ({reason}): export the bundle again").format(
+                    path=self.path, reason=error
+                )
+            ) from None
         if len(ids) > self.max_tokens:
             raise InputError(
                 _(
@@ -116,3 +127,10 @@ class QuestionTokenizer:
                 )
             )
         return ids
+
+
+def _is_failure(error: BaseException) -> bool:
+    """The Rust library raises bare Exception, and for its own defects a PanicException, which is none."""
+    if isinstance(error, Exception):
+        return not isinstance(error, MemoryError)
+    return type(error).__name__ == "PanicException"
