@@ -8,6 +8,7 @@ read.
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -71,6 +72,7 @@ class PromptInfo:
 
     `before_ids` and `after_ids`, of a template with special tokens (chat): the ids around those of the question, which is then
     tokenised alone, so that a special token in a question stays text. None: the rendered template is tokenised as one text.
+    `normaliser`: NFC where the LLM was trained on text in that form, into which llama.cpp does not bring it.
     """
 
     template: str
@@ -78,6 +80,7 @@ class PromptInfo:
     stop_ids: tuple[int, ...]
     before_ids: tuple[int, ...] | None = None
     after_ids: tuple[int, ...] | None = None
+    normaliser: str | None = None
 
     def render(self, question: str) -> str:
         """The prompt for `question`. Plain replacement: no other braces, and none in the question, are special."""
@@ -86,8 +89,11 @@ class PromptInfo:
     def ids(self, question: str, tokenise: Callable[[str], list[int]]) -> list[int]:
         """The ids of the prompt for `question`, without BOS; `tokenise` is the LLM's, with special tokens as text."""
         if self.before_ids is None or self.after_ids is None:
-            return tokenise(self.render(question))
-        return [*self.before_ids, *tokenise(question), *self.after_ids]
+            return tokenise(self._normalised(self.render(question)))
+        return [*self.before_ids, *tokenise(self._normalised(question)), *self.after_ids]
+
+    def _normalised(self, text: str) -> str:
+        return unicodedata.normalize("NFC", text) if self.normaliser == "NFC" else text
 
 
 @dataclass(frozen=True)
@@ -358,6 +364,7 @@ def _parse(document: Any) -> Manifest:
             stop_ids=prompt.integers("stop_ids"),
             before_ids=prompt.integers("before_ids") if "before_ids" in prompt.value else None,
             after_ids=prompt.integers("after_ids") if "after_ids" in prompt.value else None,
+            normaliser=prompt.text("normaliser") if "normaliser" in prompt.value else None,
         ),
         injection_scale=top.number("injection_scale"),
         generation=GenerationInfo(

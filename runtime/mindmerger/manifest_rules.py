@@ -79,6 +79,8 @@ def check(manifest: Manifest) -> None:
         raise fault("prompt", f"has ids outside the LLM's vocabulary of {llm.vocabulary}")
     if (prompt.before_ids is None) != (prompt.after_ids is None):
         raise fault("prompt", "has before_ids without after_ids, or the reverse")
+    if prompt.normaliser not in (None, "NFC"):
+        raise fault("prompt.normaliser", "must be NFC where it is given")
     if not (math.isfinite(manifest.injection_scale) and manifest.injection_scale > 0):
         raise fault("injection_scale", "must be a positive number")
     if not 0 <= manifest.filter_threshold <= 2:
