@@ -25,13 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mindmerger import cache
+from mindmerger.blocks import dequantise
 from mindmerger.errors import BundleError, ModelError
 from mindmerger.gguf_file import (
     MAGIC,
     VERSION,
     GGUFFile,
     Tensor,
-    dequantise,
     padded,
     quantise,
     read_gguf,

@@ -1,8 +1,8 @@
 """Many questions at once: continuous batching over the sequences of one llama.cpp context.
 
 A slot is a sequence. Each step appends one token to every busy slot, so the LLM's weights are read once for all of them;
-a slot whose answer ends takes the next question at once. Slots keep the BOS that all sequences begin with. A calculator's
-tokens are fed one a step: a step of equal parts is one pass over the weights, a ragged one is several.
+a slot whose answer ends takes the next question at once. A calculator's tokens are fed one a step: a step of equal parts is
+one pass over the weights, a ragged one is several.
 
 Knows nothing about bundles, files or terminals.
 """
@@ -14,12 +14,12 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-from mindmerger.answer import final_answer
 from mindmerger.errors import MindMergerError
-from mindmerger.generation import Generation, Timings
+from mindmerger.generation import Generation
 from mindmerger.llama import LLM, Cancelled
 from mindmerger.merging import Merging, Ready
 from mindmerger.plan import Plan
+from mindmerger.record import Times, record
 from mindmerger.sampling import Sampler
 from mindmerger.sequences import Sequences
 from mindmerger.transcript import Transcript
@@ -54,7 +54,7 @@ class Setting:
 
     llm: LLM
     merging: Merging
-    bos_id: int | None
+    bos: bool  # whether a position of each slot is BOS
     new_sampler: Callable[[], Sampler]
     new_transcript: Callable[[Plan], Transcript]
     timeout: float  # seconds from the slot, looked at after each token; infinite where there is none
@@ -90,47 +90,12 @@ class _Slot:
 
     sequence: int
     question: _Question
-    plan: Plan
     ready: Ready
-    encode_ms: float
     sampler: Sampler
     transcript: Transcript
-    began: float
+    times: Times
     feed: deque[int]
-    prefill_ms: float = 0.0
-    prefilled: float | None = None
     error: MindMergerError | None = None
-    first: float | None = None
-
-    def generation(self, now: float) -> Generation:
-        plan, ready, transcript = self.plan, self.ready, self.transcript
-        text, finish = transcript.text, transcript.finish
-        assert finish is not None
-        decode_ms = 0.0 if self.prefilled is None else (now - self.prefilled) * 1e3
-        before = plan.tokenise_ms + self.encode_ms
-        return Generation(
-            question=plan.question,
-            text=text,
-            answer=final_answer(text),
-            finish_reason=finish,
-            token_ids=tuple(transcript.ids),
-            stop_id=transcript.stop_id,
-            soft_prompt_rows=ready.soft_prompt_rows,
-            prompt_tokens=ready.prompt_tokens,
-            forced_tokens=transcript.forced_count,
-            timings=Timings(
-                tokenise_ms=plan.tokenise_ms,
-                encode_ms=self.encode_ms,
-                prefill_ms=self.prefill_ms,
-                decode_ms=decode_ms,
-                total_ms=before + (now - self.began) * 1e3,
-                first_token_ms=None if self.first is None else before + (self.first - self.began) * 1e3,
-                tokens_per_second=len(transcript.ids) / decode_ms * 1e3 if decode_ms and transcript.ids else None,
-            ),
-            language=ready.language,
-            encoder_weight=ready.encoder_weight,
-            llm_weight=ready.llm_weight,
-        )
 
 
 def run(setting: Setting, plans: Iterable[tuple[int, str, Plan]], slots: int) -> Generator[BatchItem, None, None]:
@@ -138,7 +103,7 @@ def run(setting: Setting, plans: Iterable[tuple[int, str, Plan]], slots: int) ->
 
     When the LLM is cancelled, what has begun is yielded as "cancelled" and the rest is not begun.
     """
-    for questions, count, length in _passes([_Question(*each) for each in plans], slots, setting.bos_id is not None):
+    for questions, count, length in _passes([_Question(*each) for each in plans], slots, setting.bos):
         batch = _Batch(setting, questions, count, length)
         try:
             yield from batch.items()
@@ -225,9 +190,6 @@ class _Batch:
             slot = self._slot(self._free.pop(), question, merged, encode_ms)
             self._busy.append(slot)
             started.append(slot)
-        bos = self._setting.bos_id
-        if bos is not None and (bare := [slot for slot in started if self._sequences.positions[slot.sequence] == 0]):
-            self._sequences.step([(slot.sequence, bos, False) for slot in bare])
         for slot in started:
             self._check_cancelled()
             self._prefill(slot)
@@ -236,12 +198,10 @@ class _Batch:
         return _Slot(
             sequence=sequence,
             question=question,
-            plan=question.plan,
             ready=ready,
-            encode_ms=encode_ms,
             sampler=self._setting.new_sampler(),
             transcript=self._setting.new_transcript(question.plan),
-            began=self._clock.now(),
+            times=Times(self._clock.now(), encode_ms=encode_ms, before_ms=encode_ms),
             feed=deque(),
         )
 
@@ -265,16 +225,16 @@ class _Batch:
             return error
 
     def _prefill(self, slot: _Slot) -> None:
-        """Rows, then prompt: calls of one kind and of one sequence, whose lengths then need not be equal."""
+        """Everything before the answer of one question: a call of one sequence, whose length then need not be the others'."""
         began = self._clock.now()
         index = 0
-        for part, last in slot.ready.parts():
+        for part, last in slot.ready.calls():
             if isinstance(part, list):
                 index = self._sequences.append_tokens(slot.sequence, part, last)
             else:
                 index = self._sequences.append_rows(slot.sequence, part, last)
-        slot.prefilled = self._clock.now()
-        slot.prefill_ms = (slot.prefilled - began) * 1e3
+        slot.times.prefilled = self._clock.now()
+        slot.times.prefill_ms = (slot.times.prefilled - began) * 1e3
         self._draw(slot, index)
 
     # -------------------------------------------------------------------------------------------- decoding
@@ -297,8 +257,8 @@ class _Batch:
         except MindMergerError as error:  # a grammar that leads nowhere
             slot.error = error
             return
-        if slot.first is None:
-            slot.first = self._clock.now()
+        if slot.times.first is None:
+            slot.times.first = self._clock.now()
         transcript = slot.transcript
         transcript.take(token)
         if transcript.finish is None:
@@ -306,7 +266,7 @@ class _Batch:
             for forced in transcript.forced:
                 slot.sampler.accept(forced)
                 slot.feed.append(forced)
-            if self._clock.now() - slot.began > self._setting.timeout:
+            if self._clock.now() - slot.times.began > self._setting.timeout:
                 transcript.cut("timeout")
 
     def _end(self, ready: deque[BatchItem]) -> None:
@@ -315,9 +275,11 @@ class _Batch:
         for slot in [slot for slot in self._busy if slot.error is not None or slot.transcript.finish is not None]:
             self._busy.remove(slot)
             slot.sampler.close()
-            self._sequences.rewind(slot.sequence, int(self._setting.bos_id is not None))
+            self._sequences.clear(slot.sequence)
             self._free.append(slot.sequence)
-            generation = None if slot.error is not None else slot.generation(now)
+            generation = None
+            if slot.error is None:
+                generation = record(slot.question.plan, slot.ready, slot.transcript, slot.times, now)
             ready.append(BatchItem(slot.question.index, slot.question.asked, generation, slot.error))
 
     def _check_cancelled(self) -> None:

@@ -1,4 +1,4 @@
-"""The LLM's embedding table, read row by row from its GGUF: what the gate asks with, and what a weighted prompt is made of.
+"""The LLM's embedding table, read row by row from its GGUF: what the gate asks with, and what prompts beside rows are made of.
 
 The file is mapped and only the rows asked for are dequantised: the whole table of a large LLM in float32 would be gigabytes.
 """
@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from mindmerger.blocks import dequantise, is_exact
 from mindmerger.errors import BundleError, InputError
-from mindmerger.gguf_file import dequantise, read_gguf
+from mindmerger.gguf_file import read_gguf
 from mindmerger.i18n import _
 
 _NAME = "token_embd.weight"
@@ -21,6 +22,7 @@ _NAME = "token_embd.weight"
 class EmbeddingTable:
     """The table of the GGUF at `path`. Safe to share between threads.
 
+    `exact`: whether its rows have the bits that llama.cpp looks up, so that they can stand for the tokens themselves.
     Raises BundleError when the file is no whole GGUF or has no table.
     """
 
@@ -30,6 +32,7 @@ class EmbeddingTable:
             raise BundleError(_("{path} has no table of embeddings: it is not a GGUF of an LLM").format(path=path))
         self.vocabulary, self.width = table.shape
         self._type = table.type
+        self.exact = is_exact(table.type)
         self._rows = table.data.reshape(self.vocabulary, -1)
 
     def rows(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mindmerger.embeddings import EmbeddingTable
 from mindmerger.errors import InputError, ModelError
 from mindmerger.i18n import _
+from mindmerger.native_batch import NativeBatch, checked_ids, checked_rows
 from mindmerger.sampling import Sampler, Sampling
 
 _BATCH = 512
@@ -151,7 +153,7 @@ class LLM:
         self.vocabulary = int(native.llama_vocab_n_tokens(self._vocab))
         self.position = 0
         self._pieces: dict[int, bytes] = {}
-        self._make_batches(batch)
+        self._batch = NativeBatch(native, batch, self.width)
 
     def _open_context(self, context: int, threads: int, batch: int) -> None:
         self._flag = ctypes.create_string_buffer(2)
@@ -207,32 +209,6 @@ class LLM:
         heads = int(self._native.llama_model_n_head(self._model))
         return heads * positions * batch * 4 <= _MAX_SCORES
 
-    def _make_batches(self, size: int) -> None:
-        """Two batches over buffers of our own: one of token ids, one of rows. Token and row never share a batch."""
-        native = self._native
-        self._batch_size = size
-        self._ids = (ctypes.c_int32 * size)()
-        self._rows = (ctypes.c_float * (size * self.width))()
-        self._positions = (ctypes.c_int32 * size)()
-        self._outputs = (ctypes.c_int8 * size)()
-        self._sequence = ctypes.c_int32(0)
-        self._counts = (ctypes.c_int32 * size)(*([1] * size))
-        pointer = ctypes.pointer(self._sequence)
-        self._sequences = (ctypes.POINTER(ctypes.c_int32) * size)(*([pointer] * size))
-        # numpy views on the same memory: filling a chunk is one copy, not a loop
-        self._ids_view = np.ctypeslib.as_array(self._ids)
-        self._positions_view = np.ctypeslib.as_array(self._positions)
-        self._outputs_view = np.ctypeslib.as_array(self._outputs)
-        self._token_batch = native.llama_batch()
-        self._row_batch = native.llama_batch()
-        for batch in (self._token_batch, self._row_batch):
-            batch.pos = ctypes.cast(self._positions, type(batch.pos))
-            batch.n_seq_id = ctypes.cast(self._counts, type(batch.n_seq_id))
-            batch.seq_id = ctypes.cast(self._sequences, type(batch.seq_id))
-            batch.logits = ctypes.cast(self._outputs, type(batch.logits))
-        self._token_batch.token = ctypes.cast(self._ids, type(self._token_batch.token))
-        self._row_batch.embd = ctypes.cast(self._rows, type(self._row_batch.embd))
-
     # -------------------------------------------------------------------------------------------- decoding
 
     def clear(self) -> None:
@@ -243,31 +219,18 @@ class LLM:
 
     def decode_tokens(self, ids: Sequence[int], logits: bool = True) -> None:
         """Append tokens; with `logits`, those of the last position can be read afterwards."""
-        array = np.asarray(ids, dtype=np.int64)
-        if array.ndim != 1 or (array.size and (array.min() < 0 or array.max() >= self.vocabulary)):
-            raise InputError(f"token ids must be a list of numbers from 0 to {self.vocabulary - 1}")
-        self._check_room(array.size)
-        for start in range(0, array.size, self._batch_size):
-            chunk = array[start : start + self._batch_size]
-            self._ids_view[: chunk.size] = chunk
-            self._decode(self._token_batch, chunk.size, logits and start + chunk.size == array.size)
+        self._append(checked_ids(ids, self.vocabulary), logits)
 
     def decode_rows(self, rows: npt.NDArray[np.float32], logits: bool = False) -> None:
         """Append embedding rows (n × width, float32, finite), as if each were a token with that embedding."""
-        if rows.ndim != 2 or rows.shape[1] != self.width:
-            raise ModelError(
-                _("rows of shape {shape} do not fit an LLM of width {width}: the merger is for another LLM").format(
-                    shape=rows.shape, width=self.width
-                )
-            )
-        if not np.isfinite(rows).all():
-            raise ModelError(_("the rows for the LLM are not finite numbers: the merger or injection_scale is damaged"))
-        rows = np.ascontiguousarray(rows, dtype=np.float32)
-        self._check_room(len(rows))
-        for start in range(0, len(rows), self._batch_size):
-            chunk = rows[start : start + self._batch_size]
-            ctypes.memmove(self._rows, chunk.ctypes.data, chunk.nbytes)
-            self._decode(self._row_batch, len(chunk), logits and start + len(chunk) == len(rows))
+        self._append(checked_rows(rows, self.width), logits)
+
+    def _append(self, values: npt.NDArray[Any], logits: bool) -> None:
+        self._check_room(len(values))
+        for start in range(0, len(values), self._batch.size):
+            chunk = values[start : start + self._batch.size]
+            wanted = logits and start + len(chunk) == len(values)
+            self._decode(self._batch.fill(chunk, 0, self.position, wanted), len(chunk))
 
     def step(self, token: int) -> None:
         """Append one token and compute the logits after it: `decode_tokens([token])` without its overhead."""
@@ -276,14 +239,14 @@ class LLM:
             raise InputError(f"token id {token} is outside the vocabulary of {self.vocabulary}")
         if position >= self.context:
             self._check_room(1)
-        self._ids[0] = token
-        self._positions[0] = position
-        self._outputs[0] = 1
-        self._token_batch.n_tokens = 1
-        status = self._native.llama_decode(self._context or self._open(), self._token_batch)
-        if status:
-            self._failed(status)
-        self.position = position + 1
+        batch = self._batch
+        batch.ids[0] = token
+        batch.places[0] = position
+        batch.outputs[0] = 1
+        tokens = batch.tokens
+        tokens.n_tokens = 1
+        self._open()
+        self._decode(tokens, 1)
 
     def _check_room(self, count: int) -> None:
         self._open()
@@ -296,11 +259,7 @@ class LLM:
                 )
             )
 
-    def _decode(self, batch: Any, count: int, logits: bool) -> None:
-        self._positions_view[:count] = np.arange(self.position, self.position + count, dtype=np.int32)
-        self._outputs_view[:count] = 0
-        self._outputs_view[count - 1] = logits
-        batch.n_tokens = count
+    def _decode(self, batch: Any, count: int) -> None:
         status = self._native.llama_decode(self._context, batch)
         if status:
             self._failed(status)
@@ -326,6 +285,11 @@ class LLM:
     def sample(self, sampler: Sampler) -> int:
         """Draw the next token from the logits of the last position."""
         return sampler.sample(self._context, -1)
+
+    @cached_property
+    def embeddings(self) -> EmbeddingTable:
+        """The embeddings of the tokens, as they are in the file. BundleError where they cannot be found."""
+        return EmbeddingTable(self.path)
 
     @cached_property
     def end_ids(self) -> frozenset[int]:

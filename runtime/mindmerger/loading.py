@@ -13,6 +13,7 @@ from mindmerger.bundle import Bundle, open_bundle
 from mindmerger.errors import BundleError, InputError, ModelError
 from mindmerger.graph import MergerGraph
 from mindmerger.i18n import _
+from mindmerger.limits import check_bundle
 from mindmerger.llama import LLM, default_threads, supports_gpu
 from mindmerger.model import MergedModel
 from mindmerger.reclaim import give_memory_back
@@ -51,6 +52,7 @@ def load(
     opened = open_bundle(bundle)
     manifest = opened.manifest
     count = default_threads() if threads is None else threads
+    check_bundle(opened, context, count)
 
     def load_encoder() -> tuple[QuestionTokenizer, MergerGraph, list[str]]:
         providers, notices = devices.choose_providers(device, _available_providers())
@@ -89,8 +91,8 @@ def load(
             llm = load_llm(0)
             notices.append(_("the LLM runs on the CPU: it could not be loaded to the GPU, which may lack memory"))
         _check_llm(opened, llm)
-        if manifest.gate is not None:
-            # What reads the LLM's embeddings takes a quarter of a second to import: here, while the encoder loads.
+        if not llm.embeddings.exact and manifest.gate is not None:
+            # Reads embeddings of rarer types, and takes a quarter of a second to import: here, while the encoder loads.
             importlib.import_module("gguf")
         tokenizer, graph, encoder_notices = encoder.result()
     except BaseException:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from mindmerger.embeddings import EmbeddingTable
 from mindmerger.errors import InputError
 from mindmerger.frames import check_framed
 from mindmerger.generation import Explanation
@@ -29,35 +27,24 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Ready:
-    """What stands between BOS and the answer. Rows are for llama.cpp: multiplied by `injection_scale`.
+    """What stands before the answer, as the LLM is given it: `parts`, BOS first, each rows or tokens for calls of their own.
 
-    `prompt_ids` are empty where the prompt is rows, or left out. `language` is the gate's distribution by code, the
-    likeliest first (None: no gate was asked); the weights are the means at work, 0 where a source is left out.
+    One part wherever the prompt's tokens can be rows too, because a call of many positions costs much less than several of
+    few. Rows are multiplied by `injection_scale`. `language` is the gate's distribution by code, the likeliest first (None:
+    no gate was asked); the weights are the means at work, 0 where a source is left out.
     """
 
-    soft_prompt: Floats | None
-    prompt: Floats | None
-    prompt_ids: list[int]
+    parts: tuple[Floats | list[int], ...]
+    soft_prompt_rows: int  # the boundary row among them
+    prompt_tokens: int
     language: dict[str, float] | None
     encoder_weight: float
     llm_weight: float
 
-    @property
-    def soft_prompt_rows(self) -> int:
-        """Rows of the soft prompt, the boundary row among them."""
-        return 0 if self.soft_prompt is None else len(self.soft_prompt)
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Positions of the prompt."""
-        return len(self.prompt_ids) if self.prompt is None else len(self.prompt)
-
-    def parts(self) -> Iterator[tuple[Floats | list[int], bool]]:
-        """Rows or tokens in their order, and whether a part is the last. Never empty, and no part is."""
-        found = [part for part in (self.soft_prompt, self.prompt) if part is not None]
-        parts: list[Floats | list[int]] = [*found, self.prompt_ids] if self.prompt_ids else [*found]
-        for index, part in enumerate(parts):
-            yield part, index == len(parts) - 1
+    def calls(self) -> Iterator[tuple[Floats | list[int], bool]]:
+        """The parts in their order, and whether the logits after it are wanted. Never empty, and no part is."""
+        for index, part in enumerate(self.parts, start=1):
+            yield part, index == len(self.parts)
 
 
 class Merging:
@@ -67,10 +54,6 @@ class Merging:
         self._manifest = manifest
         self._graph = graph
         self._llm = llm
-
-    @cached_property
-    def _table(self) -> EmbeddingTable:
-        return EmbeddingTable(self._llm.path)
 
     def wish(
         self,
@@ -120,7 +103,7 @@ class Merging:
 
     def embeddings(self, prompt_ids: Sequence[int]) -> Floats:
         """The LLM's embeddings of a prompt (m, d)."""
-        return self._table.rows(prompt_ids)
+        return self._llm.embeddings.rows(prompt_ids)
 
     def steered(self, plan: Plan, merged: Merged | None) -> Steered:
         """The two sources of a question, weighted; `merged` is None where the plan has no soft prompt."""
@@ -140,14 +123,31 @@ class Merging:
     def _ready(self, plan: Plan, merged: Merged | None) -> Ready:
         steered = self.steered(plan, merged)
         gate, opinion = self._manifest.gate, None if merged is None else merged.opinion
+        prompt_ids = plan.prompt_ids if steered.question else []
         return Ready(
-            soft_prompt=self._scaled(steered.soft_prompt),
-            prompt=self._scaled(steered.prompt),
-            prompt_ids=plan.prompt_ids if steered.question and steered.prompt is None else [],
+            parts=self._parts(steered, prompt_ids),
+            soft_prompt_rows=0 if steered.soft_prompt is None else len(steered.soft_prompt),
+            prompt_tokens=len(prompt_ids),
             language=None if gate is None or opinion is None else named_distribution(opinion, gate),
             encoder_weight=steered.encoder_weight,
             llm_weight=steered.llm_weight,
         )
+
+    def _parts(self, steered: Steered, prompt_ids: list[int]) -> tuple[Floats | list[int], ...]:
+        """BOS, soft prompt and prompt in as few calls as can be.
+
+        Tokens alone stay tokens. Beside rows they become rows too, which are the same to the LLM to the bit; where the
+        table is of a type that is not read to the bit, tokens and rows take turns.
+        """
+        bos = self._manifest.prompt.bos_id
+        head = [] if bos is None else [bos]
+        tail = prompt_ids if steered.prompt is None else []
+        rows = [part for part in (steered.soft_prompt, steered.prompt) if part is not None]
+        if not rows:
+            return ([*head, *tail],)
+        if self._llm.embeddings.exact:
+            return (self._scaled(np.concatenate([self.embeddings(head), *rows, self.embeddings(tail)])),)
+        return tuple(part for part in (head, self._scaled(np.concatenate(rows)), tail) if len(part))
 
     def explain(self, plan: Plan) -> Explanation:
         """What the gate says of a question that has encoder ids."""
@@ -163,9 +163,9 @@ class Merging:
             left_out(opinion, self._manifest.filter_threshold),
         )
 
-    def _scaled(self, rows: Floats | None) -> Floats | None:
+    def _scaled(self, rows: Floats) -> Floats:
         scale = self._manifest.injection_scale
-        return rows if rows is None or scale == 1.0 else rows * np.float32(scale)
+        return rows if scale == 1.0 else rows * np.float32(scale)
 
 
 def _contradiction(switch: str, name: str, weight: float) -> InputError:

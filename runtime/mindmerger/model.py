@@ -1,6 +1,6 @@
 """A merged model: question → encoder and merger → soft prompt → LLM → reasoning and answer.
 
-The sequence that the LLM sees is `[BOS] [mapped rows, boundary row] [prompt]`, decoded in homogeneous calls: which parts
+The sequence that the LLM sees is `[BOS] [mapped rows, boundary row] [prompt]`, in one call where that can be: which parts
 there are, and as rows or tokens, is merging.py's matter.
 """
 
@@ -17,19 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from mindmerger import batch
-from mindmerger.answer import final_answer
 from mindmerger.batch import BatchItem
 from mindmerger.bundle import Bundle
 from mindmerger.deadline import Deadline
 from mindmerger.errors import InputError, MindMergerError, ModelError
 from mindmerger.frames import framed
-from mindmerger.generation import Explanation, Generation, GenerationStream, Timings
+from mindmerger.generation import Explanation, Generation, GenerationStream
 from mindmerger.graph import MergerGraph
 from mindmerger.i18n import _
 from mindmerger.llama import LLM, Cancelled
 from mindmerger.merging import Merging, Ready
 from mindmerger.options import OptionKeywords, Options, SourceKeywords
 from mindmerger.plan import Plan
+from mindmerger.record import Times, record
 from mindmerger.sampling import Sampling
 from mindmerger.sequences import max_sequences
 from mindmerger.steering import Steered, Wish
@@ -126,7 +126,7 @@ class MergedModel:
         setting = batch.Setting(
             llm=self.llm,
             merging=self._merging,
-            bos_id=self.manifest.prompt.bos_id,
+            bos=self.manifest.prompt.bos_id is not None,
             new_sampler=lambda: self.llm.sampler(sampling),
             new_transcript=lambda plan: self._transcript(plan, asked),
             timeout=asked.deadline(),
@@ -261,10 +261,7 @@ class MergedModel:
         if self.llm.cancelled:
             raise Cancelled
         self.llm.clear()
-        bos = self.manifest.prompt.bos_id
-        if bos is not None:
-            self.llm.decode_tokens([bos], logits=False)
-        for part, last in ready.parts():
+        for part, last in ready.calls():
             if isinstance(part, list):
                 self.llm.decode_tokens(part, logits=last)
             else:
@@ -302,29 +299,26 @@ class MergedModel:
         """Generate: yields text, and leaves the record in `results` unless it fails."""
         llm = self.llm
         transcript = self._transcript(plan, options)
-        encode_ms = prefill_ms = away = 0.0
         ready: Ready | None = None
-        prefilled: float | None = None
-        first: float | None = None
         deadline = Deadline(options.timeout, llm.cancel)
         self._take_turn()
         self._running = itself[0]
         # Time spent waiting for the turn, like time that the reader of the stream takes, is not time spent answering.
-        began = perf_counter()
+        times = Times(perf_counter())
         try:
             with deadline, llm.sampler(sampling) as sampler:
                 try:
-                    ready, encode_ms = self._merge(plan)
-                    prefill_ms = self._prefill(ready)
-                    prefilled = perf_counter()
+                    ready, times.encode_ms = self._merge(plan)
+                    times.prefill_ms = self._prefill(ready)
+                    times.prefilled = perf_counter()
                     while True:
                         token = llm.sample(sampler)
-                        if first is None:
-                            first = perf_counter()
+                        if times.first is None:
+                            times.first = perf_counter()
                         if text := transcript.take(token):
                             leaving = perf_counter()
                             yield text
-                            away += perf_counter() - leaving
+                            times.away += perf_counter() - leaving
                         if transcript.finish is not None:
                             break
                         if llm.cancelled:
@@ -345,34 +339,7 @@ class MergedModel:
         finally:
             ended = perf_counter()
             self._end_turn()
-        decode_ms = (ended - prefilled - away) * 1e3 if prefilled is not None else 0.0
-        ids, text = transcript.ids, transcript.text
-        assert transcript.finish is not None
-        results.append(
-            Generation(
-                question=plan.question,
-                text=text,
-                answer=final_answer(text),
-                finish_reason=transcript.finish,
-                token_ids=tuple(ids),
-                stop_id=transcript.stop_id,
-                soft_prompt_rows=(ready or plan).soft_prompt_rows,
-                prompt_tokens=(ready or plan).prompt_tokens,
-                forced_tokens=transcript.forced_count,
-                timings=Timings(
-                    tokenise_ms=plan.tokenise_ms,
-                    encode_ms=encode_ms,
-                    prefill_ms=prefill_ms,
-                    decode_ms=decode_ms,
-                    total_ms=plan.tokenise_ms + (ended - began - away) * 1e3,
-                    first_token_ms=None if first is None else plan.tokenise_ms + (first - began) * 1e3,
-                    tokens_per_second=len(ids) / decode_ms * 1e3 if decode_ms and ids else None,
-                ),
-                language=None if ready is None else ready.language,
-                encoder_weight=None if ready is None else ready.encoder_weight,
-                llm_weight=None if ready is None else ready.llm_weight,
-            )
-        )
+        results.append(record(plan, ready, transcript, times, ended))
 
     # ------------------------------------------------------------------------------------------- life time
 

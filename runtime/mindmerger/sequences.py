@@ -7,7 +7,6 @@ questions, and nothing about who fills a sequence with what.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from mindmerger.errors import InputError, ModelError
 from mindmerger.i18n import _
 from mindmerger.llama import ABORTED, LLM, Cancelled, backend
+from mindmerger.native_batch import NativeBatch, checked_ids, checked_rows
 from mindmerger.sampling import Sampler
 
 _BATCH = 512
@@ -36,37 +36,14 @@ class Sequences:
         self._context: Any = None
         self._llm = llm
         self._native: Any = backend()
-        self._batch_size = size = max(min(_BATCH, length), count)
+        size = max(min(_BATCH, length), count)
         self._context = llm.new_context(count * length, size, count)
         self._memory: Any = self._native.llama_get_memory(self._context)
         self.count = count
         # llama.cpp rounds up; the smaller number is the one that was promised
         self.length = min(length, int(self._native.llama_n_ctx_seq(self._context)))
         self.positions = [0] * count
-        self._make_batches(size)
-
-    def _make_batches(self, size: int) -> None:
-        """Two batches over buffers of our own: one of token ids, one of rows. Token and row never share a batch."""
-        self._ids = np.zeros(size, np.int32)
-        self._rows = np.zeros((size, self._llm.width), np.float32)
-        self._places = np.zeros(size, np.int32)
-        self._outputs = np.zeros(size, np.int8)
-        self._owners = np.zeros(size, np.int32)
-        self._counts = np.ones(size, np.int32)
-        pointer = ctypes.POINTER(ctypes.c_int32)
-        first = self._owners.ctypes.data
-        self._owner_pointers = (pointer * size)(
-            *(ctypes.cast(first + i * self._owners.itemsize, pointer) for i in range(size))
-        )
-        self._token_batch = self._native.llama_batch()
-        self._row_batch = self._native.llama_batch()
-        for batch in (self._token_batch, self._row_batch):
-            batch.pos = ctypes.cast(self._places.ctypes.data, type(batch.pos))
-            batch.n_seq_id = ctypes.cast(self._counts.ctypes.data, type(batch.n_seq_id))
-            batch.seq_id = ctypes.cast(self._owner_pointers, type(batch.seq_id))
-            batch.logits = ctypes.cast(self._outputs.ctypes.data, type(batch.logits))
-        self._token_batch.token = ctypes.cast(self._ids.ctypes.data, type(self._token_batch.token))
-        self._row_batch.embd = ctypes.cast(self._rows.ctypes.data, type(self._row_batch.embd))
+        self._batch = NativeBatch(self._native, size, llm.width)
 
     # -------------------------------------------------------------------------------------------- decoding
 
@@ -78,61 +55,47 @@ class Sequences:
         self._open()
         if not entries or len({entry[0] for entry in entries}) != len(entries):
             raise InputError("a step takes one token for each of at least one sequence")
+        batch = self._batch
         for i, (sequence, token, wanted) in enumerate(entries):
             self._check(sequence, 1)
             if not 0 <= token < self._llm.vocabulary:
                 raise InputError(f"token id {token} is outside the vocabulary of {self._llm.vocabulary}")
-            self._ids[i] = token
-            self._places[i] = self.positions[sequence]
-            self._owners[i] = sequence
-            self._outputs[i] = wanted
-        self._decode(self._token_batch, len(entries))
+            batch.ids[i] = token
+            batch.places[i] = self.positions[sequence]
+            batch.owners[i] = sequence
+            batch.outputs[i] = wanted
+        batch.tokens.n_tokens = len(entries)
+        self._decode(batch.tokens)
         for sequence, _token, _wanted in entries:
             self.positions[sequence] += 1
 
     def append_tokens(self, sequence: int, ids: Sequence[int], logits: bool) -> int:
         """Append tokens to one sequence; returns the index by which the logits of the last one are read."""
-        array = np.asarray(ids, dtype=np.int64)
-        if array.ndim != 1 or (array.size and (array.min() < 0 or array.max() >= self._llm.vocabulary)):
-            raise InputError(f"token ids must be a list of numbers from 0 to {self._llm.vocabulary - 1}")
-        return self._append(sequence, array, self._ids, self._token_batch, logits)
+        return self._append(sequence, checked_ids(ids, self._llm.vocabulary), logits)
 
     def append_rows(self, sequence: int, rows: npt.NDArray[np.float32], logits: bool) -> int:
         """Append embedding rows (n × width, float32, finite) to one sequence; as `append_tokens`."""
-        if rows.ndim != 2 or rows.shape[1] != self._llm.width:
-            raise ModelError(
-                _("rows of shape {shape} do not fit an LLM of width {width}: the merger is for another LLM").format(
-                    shape=rows.shape, width=self._llm.width
-                )
-            )
-        if not np.isfinite(rows).all():
-            raise ModelError(_("the rows for the LLM are not finite numbers: the merger or injection_scale is damaged"))
-        return self._append(sequence, rows, self._rows, self._row_batch, logits)
+        return self._append(sequence, checked_rows(rows, self._llm.width), logits)
 
-    def _append(self, sequence: int, values: Any, buffer: Any, batch: Any, logits: bool) -> int:
+    def _append(self, sequence: int, values: npt.NDArray[Any], logits: bool) -> int:
         self._check(sequence, len(values))
         if not len(values):
             raise InputError("there is nothing to decode")
         count = 0
-        for start in range(0, len(values), self._batch_size):
-            chunk = values[start : start + self._batch_size]
+        for start in range(0, len(values), self._batch.size):
+            chunk = values[start : start + self._batch.size]
             count = len(chunk)
-            buffer[:count] = chunk
-            self._places[:count] = np.arange(self.positions[sequence], self.positions[sequence] + count, dtype=np.int32)
-            self._owners[:count] = sequence
-            self._outputs[:count] = 0
-            self._outputs[count - 1] = logits and start + count == len(values)
-            self._decode(batch, count)
+            wanted = logits and start + count == len(values)
+            self._decode(self._batch.fill(chunk, sequence, self.positions[sequence], wanted))
             self.positions[sequence] += count
         return count - 1
 
-    def _decode(self, batch: Any, count: int) -> None:
-        batch.n_tokens = count
+    def _decode(self, batch: Any) -> None:
         status = self._native.llama_decode(self._context, batch)
         if status:
             # What of the batch is in the cache is not known.
             for sequence in range(self.count):
-                self.rewind(sequence, 0)
+                self.clear(sequence)
             if status == ABORTED and self._llm.cancelled:
                 raise Cancelled
             raise ModelError(
@@ -148,24 +111,11 @@ class Sequences:
         if self.positions[sequence] + count > self.length:
             raise InputError(f"{self.positions[sequence]} + {count} positions do not fit into a slot of {self.length}")
 
-    def rewind(self, sequence: int, keep: int) -> int:
-        """Forget all but the first `keep` positions. Returns how many are kept: `keep`, or 0 where a cache cannot."""
+    def clear(self, sequence: int) -> None:
+        """Forget a sequence: it starts at position 0 again."""
         self._open()
-        native, memory = self._native, self._memory
-        keep = min(keep, self.positions[sequence])
-        if keep:
-            kept = native.llama_memory_seq_rm(memory, sequence, keep, -1)
-            # a cache with a sliding window may have lost the beginning
-            if (
-                not kept
-                or native.llama_memory_seq_pos_min(memory, sequence) != 0
-                or native.llama_memory_seq_pos_max(memory, sequence) != keep - 1
-            ):
-                keep = 0
-        if not keep:
-            native.llama_memory_seq_rm(memory, sequence, -1, -1)
-        self.positions[sequence] = keep
-        return keep
+        self._native.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        self.positions[sequence] = 0
 
     # --------------------------------------------------------------------------------------------- reading
 

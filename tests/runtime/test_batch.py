@@ -172,12 +172,12 @@ def test_cancel_stops_prefill_and_steps_of_the_real_llm(smollm2: Path) -> None:
 
         def prefill() -> None:
             for sequence in range(4):
-                sequences.rewind(sequence, 0)
+                sequences.clear(sequence)
                 sequences.append_tokens(sequence, prompt, False)
 
         def steps() -> None:
             for sequence in range(4):
-                sequences.rewind(sequence, 0)
+                sequences.clear(sequence)
             for _ in range(500):
                 sequences.step([(sequence, 100, False) for sequence in range(4)])
 
@@ -217,9 +217,8 @@ def test_sequences_do_not_see_each_other(llm: LLM) -> None:
         llm.step(42)
         alone.append(llm.logits())
     with Sequences(llm, 3, 64) as sequences:
-        for _ in range(2):  # the second time over a kept BOS
-            if not sequences.positions[0]:
-                sequences.step([(i, tiny.BOS, False) for i in range(3)])
+        for _ in range(2):  # the second time where others have been
+            sequences.step([(i, tiny.BOS, False) for i in range(3)])
             for i, prompt in enumerate(prompts):
                 sequences.append_rows(i, rows, False)
                 index = sequences.append_tokens(i, prompt, True)
@@ -228,7 +227,9 @@ def test_sequences_do_not_see_each_other(llm: LLM) -> None:
             sequences.step([(2, 42, True), (0, 42, True), (1, 42, True)])
             for entry, i in enumerate((2, 0, 1)):
                 np.testing.assert_allclose(sequences.logits(entry), alone[i], atol=2e-5)
-            assert [sequences.rewind(i, 1) for i in range(3)] == [1, 1, 1]
+            for i in range(3):
+                sequences.clear(i)
+            assert sequences.positions == [0, 0, 0]
 
 
 def test_nothing_wrong_reaches_native_code(llm: LLM) -> None:

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mindmerger.blocks import dequantise
 from mindmerger.errors import InputError, ModelError
-from mindmerger.gguf_file import dequantise, read_gguf
+from mindmerger.gguf_file import read_gguf
 from mindmerger.llama import LLM, Cancelled
 from mindmerger.sampling import Sampling
 from tests import tiny

@@ -6,12 +6,14 @@ import random
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import mindmerger
 from mindmerger.errors import BundleError, InputError, ModelError
+from mindmerger.options import SourceKeywords
 from mindmerger.sampling import Sampling
 from tests import tiny
 
@@ -52,7 +54,7 @@ def test_limit_counts_forced_tokens(arithmetic_bundle: Path, limit: int) -> None
 
 
 def test_sequence_is_bos_rows_prompt(random_bundle: Path) -> None:
-    """The three calls by hand give the same logits and the same greedy tokens."""
+    """BOS, rows and prompt in calls of their own give the same logits and the same greedy tokens: one call changes no bit."""
     with mindmerger.load(random_bundle, threads=1) as model:
         logits = model.prefill(QUESTION)
         ids = model.continuation_ids(QUESTION, 20)
@@ -89,13 +91,43 @@ def test_manifest_shapes_the_sequence(tmp_path: Path, recipe: tiny.Recipe) -> No
     with mindmerger.load(tiny.bundle(tmp_path / "b", recipe=recipe), threads=1) as model:
         logits = model.prefill("hola")
         llm = model.llm
-        llm.clear()
-        if recipe.bos_id is not None:
-            llm.decode_tokens([recipe.bos_id], logits=False)
-        llm.decode_rows(model.soft_prompt_rows("hola") * np.float32(recipe.injection_scale), logits=True)
+        ids = [] if recipe.bos_id is None else [recipe.bos_id]
+        parts = [llm.embeddings.rows(ids), model.soft_prompt_rows("hola")]
         if recipe.method != "langbridge":
-            llm.decode_tokens(llm.tokenise(recipe.template.replace("{question}", "hola")))
+            parts.append(llm.embeddings.rows(llm.tokenise(recipe.template.replace("{question}", "hola"))))
+        llm.clear()
+        llm.decode_rows(np.concatenate(parts) * np.float32(recipe.injection_scale), logits=True)
         assert np.array_equal(llm.logits(), logits)
+
+
+@pytest.mark.parametrize(
+    ("options", "apart_calls"),
+    [({}, 3), ({"soft_prompt": False}, 1), ({"question_in_prompt": False}, 2), ({"llm_weight": 0.5}, 2)],
+)
+def test_everything_before_the_answer_is_one_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: SourceKeywords, apart_calls: int
+) -> None:
+    """One llama_decode; and where the LLM's embeddings cannot be read to the bit, tokens and rows in turn, to the same bits."""
+    sizes: list[int] = []
+    with mindmerger.load(tiny.bundle(tmp_path / "b"), threads=1) as model:
+        decode = model.llm._decode
+
+        def count(batch: Any, size: int) -> None:
+            sizes.append(size)
+            decode(batch, size)
+
+        monkeypatch.setattr(model.llm, "_decode", count)
+        together = model.prefill("hola", **options)
+        assert len(sizes) == 1
+        monkeypatch.setattr(model.llm.embeddings, "exact", False)
+        apart = model.prefill("hola", **options)
+        assert np.array_equal(apart, together)
+        assert sum(sizes[1:]) == sizes[0] and len(sizes) == 1 + apart_calls
+        # in a batch too
+        found = [item.generation for item in model.generate_batch(["hola", "adiós"], max_new_tokens=8, **options)]
+        monkeypatch.setattr(model.llm.embeddings, "exact", True)
+        alone = {text: model.answer(text, max_new_tokens=8, **options).token_ids for text in ("hola", "adiós")}
+        assert {each.question: each.token_ids for each in found if each} == alone
 
 
 def test_chunks_are_whole_characters(tmp_path: Path) -> None:
