@@ -66,6 +66,10 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         import importlib
 
+        if name == "load":
+            from mindmerger.limits import check_libraries
+
+            check_libraries()
         value = getattr(importlib.import_module(f"mindmerger.{_HOMES[name]}"), name)
         globals()[name] = value
         return value

@@ -15,6 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from mindmerger.limits import address_space_left
+
 # What ggml calls a feature → the flags of /proc/cpuinfo that it stands for, all of them needed.
 _X86 = {
     "SSE3": ("pni",),
@@ -140,7 +142,7 @@ def resident(pid: int | None = None) -> Resident | None:
 
 def available_memory() -> int | None:
     """Bytes that this process could still take: the machine's, or less where a container or `ulimit -v` says so."""
-    bounds = [bound for bound in (_system_available(), _cgroup_available(), _limit_available()) if bound is not None]
+    bounds = [bound for bound in (_system_available(), _cgroup_available(), address_space_left()) if bound is not None]
     return max(0, min(bounds)) if bounds else None
 
 
@@ -208,18 +210,6 @@ def _cgroup_available(root: Path = Path("/sys/fs/cgroup")) -> int | None:
             continue  # "max" is no number: no limit
         return bound - taken + cached
     return None
-
-
-def _limit_available() -> int | None:
-    """What `ulimit -v` leaves of the address space."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft == resource.RLIM_INFINITY:
-        return None
-    return soft - _kilobytes(Path("/proc/self/status")).get("VmSize", 0)
 
 
 # -------------------------------------------------------------------------------------------------------- disk

@@ -33,14 +33,19 @@ _BYTES_PER_LLM_TOKEN = 250
 class MemoryNeed:
     """Bytes. `files` are mapped: the system may drop and reread them, at the price of speed; the rest is not.
 
-    `cache` is the LLM's KV cache at its full context, `buffers` what a computation of the largest size needs, `program`
-    the libraries and vocabularies.
+    `cache` is the LLM's KV cache at its full context, `buffers` what a computation of the largest size needs, `libraries`
+    are Python's and native ones, `vocabularies` both models' in their tables.
     """
 
     files: int
     cache: int
     buffers: int
-    program: int
+    libraries: int
+    vocabularies: int
+
+    @property
+    def program(self) -> int:
+        return self.libraries + self.vocabularies
 
     @property
     def total(self) -> int:
@@ -72,8 +77,8 @@ def estimate(bundle: Bundle, context: int | None = None) -> MemoryNeed:
         # the encoder gives its buffers back before the LLM fills its own
         buffers=int(_REPACKED * (by_role["merger"] + by_role["merger-data"]))
         + max(shape.buffers(positions), _encoder_buffers(manifest.encoder)),
-        program=_PROGRAM
-        + _BYTES_PER_PIECE * manifest.encoder.vocabulary
+        libraries=_PROGRAM,
+        vocabularies=_BYTES_PER_PIECE * manifest.encoder.vocabulary
         + _BYTES_PER_LLM_TOKEN * manifest.llm.vocabulary,
     )
 

@@ -165,7 +165,7 @@ class _Request:
     no_history: bool
 
     def load(self) -> MergedModel:
-        from mindmerger.loading import load
+        from mindmerger import load
 
         if self.quiet:
             import logging
