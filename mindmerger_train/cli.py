@@ -88,20 +88,21 @@ def command(
         raise click.UsageError("--resume and --start-over exclude each other.")
 
     def body() -> None:
-        # torch and transformers take seconds to import: not before the command line is known to be right.
-        from mindmerger_train.launch import Order, check_order, plan_stage, run_stage
+        # torch and transformers take seconds to import: not before the command line is known to be right, nor by a process
+        # that only starts others.
         from mindmerger_train.processes import processes_to_start, run_group
-        from mindmerger_train.recipe import load_recipe
 
         assert config is not None
+        count = 1 if dry_run else processes_to_start(processes)
+        if count > 1:
+            raise click.exceptions.Exit(run_group(count, _arguments(context)))
+        from mindmerger_train.launch import Order, plan_stage, run_stage
+        from mindmerger_train.recipe import load_recipe
+
         order = Order(load_recipe(config, overrides), data, out, merger, adapter, resume, start_over)
         if dry_run:
             click.echo(plan_stage(order).text())
             return
-        count = processes_to_start(processes)
-        if count > 1:
-            check_order(order)
-            raise click.exceptions.Exit(run_group(count, _arguments(context)))
         try:
             run_stage(order)
         except KeyboardInterrupt:

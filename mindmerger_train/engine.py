@@ -31,6 +31,7 @@ from mindmerger_train.charts import write_chart
 from mindmerger_train.layout import Row
 from mindmerger_train.runlog import RunLog
 from mindmerger_train.runstate import FOLDER, Progress, load_state, save_state, saving, state_file
+from mindmerger_train.tables import above_zero, at_least
 from mindmerger_train.transfer import CPU, best_device
 
 # Steps between two lines of the log.
@@ -66,6 +67,10 @@ class Schedule:
         for name in ("tokens", "batch_tokens", "accumulate", "eval_tokens"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise InputError(f"schedule.{name} must be a whole number of at least 1, not {getattr(self, name)!r}")
+        above_zero("schedule.", lr=self.lr, eps=self.eps, clip=self.clip)
+        at_least(0, "schedule.", weight_decay=self.weight_decay, final_lr=self.final_lr, save_seconds=self.save_seconds)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"schedule.betas must be at least 0 and below 1, not {list(self.betas)}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"schedule.warmup is a share of the run, at least 0 and below 1, not {self.warmup!r}")
         if self.precision not in ("bf16", "no"):
@@ -234,8 +239,7 @@ class _Run:
         if not math.isfinite(loss) or not math.isfinite(norm):
             what = f"the loss is {loss / count}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
             raise TrainingError(
-                f"{what} at step {progress.step}; the state before it is in {self.folder / FOLDER}: lower schedule.lr and go "
-                "on with --resume, or look at the data of that step"
+                f"{what} at step {progress.step}; {self._last_good()}, or look at the data of that step"
             )
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -301,9 +305,7 @@ class _Run:
         line: dict[str, object] = {"step": progress.step, "tokens": progress.tokens}
         value = evaluate(self.task, self.accelerator, self.held_out) if self.held_out else -math.inf
         if math.isnan(value):
-            raise TrainingError(
-                f"the held-out loss is NaN after step {progress.step}; the state before is in {self.folder / FOLDER}"
-            )
+            raise TrainingError(f"the held-out loss is NaN after step {progress.step}; {self._last_good()}")
         if self.held_out:
             line |= {"held_out_loss": round(value, 7), "perplexity": round(math.exp(min(value, 700.0)), 5)}
             self.log.say(
@@ -325,6 +327,17 @@ class _Run:
                 self.task.save(self.folder, training)
         write_chart(self.folder)
         progress.seconds += time.monotonic() - started
+
+    def _last_good(self) -> str:
+        """What is left of a run that has diverged, and what to do with it."""
+        best = (
+            f"; the best result so far, of step {self.progress.best_step}, is in {self.folder}"
+            if self.progress.best_step
+            else ""
+        )
+        if state_file(self.folder).is_file():
+            return f"a state before it is in {self.folder / FOLDER}{best}: lower schedule.lr and go on with --resume"
+        return f"no state was saved before it{best}: lower schedule.lr and start again"
 
     def save(self) -> None:
         """Save the state."""

@@ -22,10 +22,16 @@ from mindmerger_train.checkpoint import Checkpoint
 from mindmerger_train.llms import LLMSpec, PromptSpec
 from mindmerger_train.merger import Merger
 from mindmerger_train.prompts import TEMPLATES, prompt_spec
+from mindmerger_train.tables import typed
 
-_ENCODER = ("source", "layers", "max_tokens", "name", "licence", "language")
-_LLM = ("source", "name", "licence")
-_PROMPT = ("template", "bos", "system", "chat_options", "bos_id", "eos_id", "stop_ids")
+_ENCODER = {
+    "source": str, "layers": tuple[int, ...], "max_tokens": int, "name": str, "licence": str, "language": str
+}  # fmt: skip
+_LLM = {"source": str, "name": str, "licence": str}
+_PROMPT = {
+    "template": str, "bos": bool, "system": str, "chat_options": dict[str, Any],
+    "bos_id": int, "eos_id": int, "stop_ids": tuple[int, ...],
+}  # fmt: skip
 
 
 def fresh_checkpoint(
@@ -39,7 +45,7 @@ def fresh_checkpoint(
 ) -> Checkpoint:
     """A new merger between the encoder and the LLM of these tables; `layers` are those of the packaged encoder.
 
-    Raises InputError for an unknown key, CheckpointError when a folder cannot be used.
+    Raises InputError for an unknown key or a value of the wrong type, CheckpointError when a folder cannot be used.
     """
     _check("encoder", encoder, _ENCODER)
     _check("llm", llm, _LLM)
@@ -62,10 +68,12 @@ def fresh_checkpoint(
     return Checkpoint(merger, encoder_spec, llm_spec, _prompt(llm_spec, prompt), calculator=calculator)
 
 
-def _check(name: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def _check(name: str, table: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     unknown = sorted(set(table) - set(known))
     if unknown:
         raise InputError(f"[{name}] has the unknown key {unknown[0]!r}; known are {', '.join(known)}")
+    for key, value in table.items():
+        typed(known[key], value, f"{name}.{key}")
 
 
 def _prompt(llm: LLMSpec, table: Mapping[str, Any]) -> PromptSpec:

@@ -7,6 +7,7 @@ it is read with `weights_only=True`, and anything but exactly those tensors is r
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -15,6 +16,10 @@ from mindmerger.errors import CheckpointError
 from mindmerger_train.merger import Merger
 
 KEYS = ("end_boundary", "mlp.linear1.weight", "mlp.linear1.bias", "mlp.linear2.weight", "mlp.linear2.bias")
+
+
+# What torch says of a pickle that would call something.
+_FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def read_published(path: Path) -> Merger:
@@ -27,8 +32,9 @@ def read_published(path: Path) -> Merger:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).strip().split("\n")[0][:160]
-        raise CheckpointError(f"{path} cannot be read as tensors alone, so it is not read at all ({reason})") from None
+        name = _FOREIGN.search(str(error))
+        what = f"it holds {name[1]}" if name else "torch.save did not write it, or it is damaged"
+        raise CheckpointError(f"{path} cannot be read as tensors alone, so it is not read at all: {what}") from None
     state = content.get("model_state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} has no 'model_state_dict': it is no MindMerger checkpoint")

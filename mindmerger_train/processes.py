@@ -91,11 +91,14 @@ def told_in(words: Sequence[str]) -> int | None:
     return int(count) if count else None
 
 
+_PROGRAMS = ("accelerate", "accelerate.exe", "accelerate.commands.accelerate_cli", "accelerate_cli.py")
+
+
 def _options(words: Sequence[str]) -> Sequence[str] | None:
     """What follows `accelerate launch`, however that was called."""
     names = [Path(word).name for word in words]
     for index, name in enumerate(names):
-        if name in ("accelerate", "accelerate.exe") and names[index + 1 : index + 2] == ["launch"]:
+        if name in _PROGRAMS and names[index + 1 : index + 2] == ["launch"]:
             return words[index + 2 :]
         if name in ("accelerate-launch", "accelerate-launch.exe", "accelerate.commands.launch"):
             return words[index + 1 :]
@@ -104,8 +107,8 @@ def _options(words: Sequence[str]) -> Sequence[str] | None:
     return None
 
 
-def run_group(count: int, arguments: Sequence[str]) -> int:
-    """Run `python -m mindmerger_train.cli ARGUMENTS` in `count` processes, on this machine; returns the exit code.
+def run_group(count: int, arguments: Sequence[str], module: str = "mindmerger_train.cli") -> int:
+    """Run `python -m MODULE ARGUMENTS` in `count` processes, on this machine; returns the exit code.
 
     The first one's stderr is this process's; of the others, what they said is shown when they fail and the first did not.
     Raises InputError when there are GPUs, but fewer than processes.
@@ -137,7 +140,7 @@ def run_group(count: int, arguments: Sequence[str]) -> int:
             logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=silent),
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "mindmerger_train.cli", *arguments)
+            elastic_launch(config, sys.executable)("-m", module, *arguments)
         except ChildFailedError as error:
             own = {rank: failure for rank, failure in error.failures.items() if failure.exitcode > 0}
             rank, failure = min((own or error.failures).items(), key=lambda item: item[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mindmerger_train.merger import METHODS
 from mindmerger_train.stages import STAGES, Sources
 from mindmerger_train.states import Keeping
 from mindmerger_train.steering import Steering
+from mindmerger_train.tables import at_least, read_table, typed
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,21 @@ class Recipe:
     languages: tuple[str, ...] = ()
     epochs: float = 0.0
 
+    def __post_init__(self) -> None:
+        at_least(0, "", held_out=self.held_out, epochs=self.epochs)
+        at_least(1, "", rank=self.rank, longest=self.longest)
+
+
+_PARTS: dict[str, type] = {"schedule": Schedule, "steering": Steering, "sources": Sources, "states": Keeping}
+
 
 def _set(table: dict[str, Any], key: str, text: str) -> None:
     """`schedule.lr=1e-3`: walk to the key and set it to the value, read as TOML."""
     *path, last = key.split(".")
     for part in path:
         table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise InputError(f"--set {key}: {part} is no table")
     try:
         table[last] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -77,24 +87,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         if not separator:
             raise InputError(f"--set takes KEY=VALUE, got {override!r}")
         _set(table, key.strip(), value.strip())
-    try:
-        plan = table.pop("schedule")
-        if epochs := table.get("epochs", 0):
-            if "tokens" in plan or not isinstance(epochs, (int, float)) or epochs < 0:
-                raise InputError(f"{path}: give schedule.tokens, or epochs, a number above 0 (0: none), not both")
-            plan = {**plan, "tokens": 1}  # known once the data are: launch.py
-        schedule = Schedule(**_known(Schedule, plan, path))
-        if "betas" in table:
-            raise InputError(f"{path}: betas belong under [schedule]")
-        table["steering"] = Steering(**_known(Steering, table.get("steering", {}), path))
-        _known(GateSpec, table.get("gate", {}), path)
-        table["sources"] = Sources(**_known(Sources, table.get("sources", {}), path))
-        table["states"] = Keeping(**_known(Keeping, table.get("states", {}), path))
-        table["layers"] = tuple(table.get("layers", (4, 8, 12)))
-        table["languages"] = tuple(table.get("languages", ()))
-        recipe = Recipe(schedule=schedule, **_known(Recipe, table, path))
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: missing or wrong key {error}") from error
+    if isinstance(table.get("schedule"), dict) and table.get("epochs"):
+        if "tokens" in table["schedule"]:
+            raise InputError(f"{path}: give schedule.tokens, or epochs above 0, not both")
+        table["schedule"]["tokens"] = 1  # known once the data are: launch.py
+    for key, kind in _PARTS.items():
+        if key in table:
+            table[key] = read_table(kind, table[key], str(path), f"{key}.")
+    read_table(GateSpec, table.get("gate", {}), str(path), "gate.")
+    recipe = read_table(Recipe, table, str(path))
+    if not recipe.data:
+        raise InputError(f"{path} names no data: give it a table such as [data.gsm8k]")
     if recipe.stage not in STAGES:
         raise InputError(f"{path}: stage {recipe.stage!r} is none of {', '.join(STAGES)}")
     if recipe.method not in ("", *METHODS):
@@ -106,14 +109,6 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def _known(kind: type, table: dict[str, Any], path: Path) -> dict[str, Any]:
-    names = {entry.name for entry in fields(kind)}
-    unknown = sorted(set(table) - names)
-    if unknown:
-        raise InputError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(sorted(names))}")
-    return table
-
-
 def load_sources(recipe: Recipe, folder: Path) -> list[Source]:
     """Read the recipe's sources; their paths are relative to `folder` (docs/data.md).
 
@@ -122,7 +117,7 @@ def load_sources(recipe: Recipe, folder: Path) -> list[Source]:
     loaded = []
     for name, settings in recipe.data.items():
         options = dict(settings)
-        weight = float(options.pop("weight", 1.0))
+        weight = typed(float, options.pop("weight", 1.0), f"data.{name}.weight")
         examples = read_source(name, folder, options)
         check_fit(name, examples, recipe.stage)
         loaded.append(Source(name, examples, weight))

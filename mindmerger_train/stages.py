@@ -21,7 +21,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from mindmerger.errors import CheckpointError
+from mindmerger.errors import CheckpointError, InputError
 from mindmerger_train.adapter import Pair, check_adaptable, read_adapter, write_adapter
 from mindmerger_train.checkpoint import Checkpoint, copy_adapter, save_checkpoint
 from mindmerger_train.data.sources import Example
@@ -32,6 +32,7 @@ from mindmerger_train.layout import Row, assemble, response_loss
 from mindmerger_train.llms import LLMTokenizer, PromptSpec
 from mindmerger_train.merger import Merger
 from mindmerger_train.steering import Steering, WeightLog, embed_prompts, language_loss, weigh
+from mindmerger_train.tables import at_least
 from mindmerger_train.transfer import device_of, index_rows, whole_numbers
 from mindmerger_train.trunk import embedding_of
 
@@ -48,6 +49,11 @@ class Sources:
     both: float = 1.0
     soft_prompt: float = 0.0
     question: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(0, "sources.", both=self.both, soft_prompt=self.soft_prompt, question=self.question)
+        if not self.both + self.soft_prompt + self.question > 0:
+            raise InputError("sources: at least one of both, soft_prompt and question must be above 0")
 
     def draw(self, generator: random.Random) -> tuple[bool, bool]:
         """(with soft prompt, with question)."""

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from mindmerger.errors import InputError
 from mindmerger_train.gate import UNKNOWN, Gate, Weights
+from mindmerger_train.tables import at_least
 from mindmerger_train.transfer import device_of, pad_right, whole_numbers
 
 
@@ -33,6 +35,12 @@ class Steering:
     language_loss: float = 0.1
     told: float = 0.3
     hidden: float = 0.05
+
+    def __post_init__(self) -> None:
+        at_least(0, "steering.", mapping_rate=self.mapping_rate, language_loss=self.language_loss, told=self.told)
+        at_least(0, "steering.", hidden=self.hidden)
+        if self.told + self.hidden > 1:
+            raise InputError("steering.told and steering.hidden are shares: together at most 1")
 
     def draw(self, language: str, generator: random.Random) -> str | None:
         """What the gate is told about an example: its language, "unknown", or None (ask the head)."""

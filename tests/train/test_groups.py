@@ -1,21 +1,25 @@
-"""Groups of processes as a user starts them: `accelerate launch --cpu`, `mm-train --processes`, and what they say of failures."""
+"""Groups of processes as a user starts them (`accelerate launch --cpu`, `mm-train --processes`), and how they end."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from mindmerger.errors import InputError
+from mindmerger_train.cli import _arguments, command
 from mindmerger_train.processes import processes_to_start, told_in
 from tests import tiny_torch
+from tests.train import tiny_run
 from tests.train.test_launch import RECIPE
+from tests.train.test_processes import free_port
 
 LAUNCHERS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU")
 
@@ -35,29 +39,25 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, out, *options, launcher=()):
-    """A process that trains 20 steps of about 300 positions."""
+def mm_train(folder, out, *options):
+    """The words of a command that trains 20 steps of about 300 positions."""
     steps = ["schedule.batch_tokens=300", "schedule.accumulate=1", "schedule.tokens=5_000", "states.keep='off'"]
-    words = [*launcher, "-m", "mindmerger_train.cli", "--config", str(folder / "recipe.toml"), "--data", str(folder)]
-    words += ["--out", str(folder / out), *(word for key in steps for word in ("--set", key)), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-
-
-def ended(process):
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+    words = ["--config", str(folder / "recipe.toml"), "--data", str(folder), "--out", str(folder / out)]
+    return [*words, *(word for key in steps for word in ("--set", key)), *options]
 
 
 def test_the_command_that_accelerate_does_not_take_at_its_word(folder):
     """`accelerate launch --cpu --num_processes 2` against one process: two shared every step, and the numbers are the same."""
-    launcher = ("-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2")
-    alone, two = start(folder, "one"), start(folder, "two", launcher=launcher)
-    assert ended(alone)[0] == 0
-    code, out, err = ended(two)
-    assert code == 0, err
+    accelerate = str(Path(sys.executable).with_name("accelerate"))
+    words = [accelerate, "launch", "--cpu", "--num_processes", "2", "-m", "mindmerger_train.cli"]
+    process = subprocess.Popen(
+        [*words, *mm_train(folder, "two")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    alone = CliRunner().invoke(command, mm_train(folder, "one"), catch_exceptions=False)
+    assert alone.exit_code == 0, alone.output
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
     assert out.split() == [str(folder / "two")]
     assert "2 processes share every step" in err
     one, other = (torch.load(folder / name / "state" / "state.pt", weights_only=True) for name in ("one", "two"))
@@ -66,33 +66,70 @@ def test_the_command_that_accelerate_does_not_take_at_its_word(folder):
         torch.testing.assert_close(other["parameters"][name], value, atol=1e-4, rtol=0)
 
 
-def test_ctrl_c_saves_the_state_of_a_group(folder):
-    process = start(folder, "stopped", "--set", "schedule.tokens=10_000_000", "--processes", "2")
-    metrics = folder / "stopped" / "metrics.jsonl"
-    until = time.monotonic() + 90
-    while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < until:
-        time.sleep(0.1)
+def group(*arguments):
+    """A process that runs tests/train/group_member.py in a group of two."""
+    code = "import sys; from mindmerger_train.processes import run_group; "
+    code += "sys.exit(run_group(2, sys.argv[1:], 'tests.train.group_member'))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["done"], 0, ["0 of 2 with 1 thread"]),
+        (["both fail"], 7, ["process 0 says no"]),  # once, not twice
+        (["the second fails"], 9, ["process 1 failed:", "process 1 says no"]),
+        (["the first is killed"], 137, ["process 0 of 2 was ended by SIGKILL"]),
+    ],
+)
+def test_how_a_group_ends(arguments, code, said, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    process = group(*arguments)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    lines = [
+        line.removeprefix("mm-train: ") for line in (out + err).splitlines() if "process" in line or " of " in line
+    ]
+    assert lines == said
+
+
+def test_a_group_that_is_interrupted_hears_of_it(tmp_path):
+    process = group("wait", str(tmp_path))
+    until = time.monotonic() + 120
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    code, _, err = ended(process)
-    assert code == 130, err
-    assert "go on with --resume" in err
-    state = torch.load(folder / "stopped" / "state" / "state.pt", weights_only=True)
-    assert state["progress"]["step"] >= json.loads(metrics.read_text().splitlines()[0])["step"]
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["interrupted", "interrupted"]
 
 
-def test_a_failing_group_says_it_once_with_the_exit_code_of_one(folder):
-    code, out, err = ended(start(folder, "diverged", "--set", "schedule.lr=1e30", "--processes", "2"))
-    assert code == 9, err
-    assert not out
-    assert err.count("mm-train: ") == 1
-    assert "lower schedule.lr" in err
-    assert "Traceback" not in err
+def test_processes_stop_after_the_same_step(tmp_path):
+    """One of two is interrupted: both finish the step, the state of it is saved, and both leave as interrupted."""
+    port = free_port()
+    processes = [tiny_run.start(tiny_run.run_interrupted, rank, port, tmp_path) for rank in range(2)]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [130, 130]
+    state = torch.load(tmp_path / "state" / "state.pt", weights_only=True)
+    assert state["progress"]["step"] == 6
+
+
+def test_a_command_is_said_again_whole():
+    words = ["--config", "a.toml", "--data", "d", "--out", "o", "--resume", "--set", "x=1", "--set", "y=2"]
+    with command.make_context("mm-train", [*words, "--processes", "2"]) as context:
+        again = _arguments(context)
+    with command.make_context("mm-train", again) as other:
+        assert other.params == {**context.params, "processes": None}
 
 
 @pytest.mark.parametrize(
     ("words", "count"),
     [
         ("/bin/python /bin/accelerate launch --cpu --num_processes 2 -m mindmerger_train.cli --config x", 2),
+        ("python -m accelerate.commands.accelerate_cli launch --cpu --num_processes 5 x", 5),
         ("accelerate-launch --cpu --num_processes=3 train.py --num_processes 7", 3),
         ("python -m accelerate.commands.launch --num_processes 4 --cpu -m x", 4),
         ("python /lib/accelerate/commands/launch.py --cpu -m x", None),
@@ -107,7 +144,7 @@ def test_what_accelerate_was_told(words, count):
 
 def test_accelerate_on_several_machines_needs_another_launcher():
     with pytest.raises(InputError, match="torchrun"):
-        told_in("accelerate launch --cpu --num_processes 4 --num_machines 2 x".split())
+        told_in(["accelerate", "launch", "--cpu", "--num_processes=4", "--num_machines=2", "x"])
 
 
 def test_how_many_processes_are_started(monkeypatch, capsys):

@@ -30,11 +30,72 @@ def test_overrides():
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("schedule.speed=1", "unknown key 'speed'"), ("stage=dance", "none of reason"), ("rank", "KEY=VALUE")],
+    [
+        ("schedule.speed=1", "unknown key 'schedule.speed'"),
+        ("scedule.lr=1", "unknown key 'scedule'"),
+        ("stage=dance", "none of reason"),
+        ("rank", "KEY=VALUE"),
+        ("rank=half", "rank must be a whole number, not 'half'"),
+        ("rank=0", "rank must be at least 1"),
+        ("longest='long'", "longest must be a whole number"),
+        ("held_out=-1", "held_out must be at least 0"),
+        ("languages=es", "languages must be a list, not 'es'"),
+        ("layers=[4, 'last']", "layers must be a whole number, not 'last'"),
+        ("calculator=1", "calculator must be true or false"),
+        ("schedule=1", "schedule is a table, not 1"),
+        ("schedule.lr=fast", "schedule.lr must be a number, not 'fast'"),
+        ("schedule.lr=-1", "schedule.lr must be above 0"),
+        ("schedule.lr=nan", "schedule.lr must be a number"),
+        ("schedule.tokens=1.5", "schedule.tokens must be a whole number"),
+        ("schedule.betas=[0.9]", "schedule.betas must be a list of 2"),
+        ("schedule.betas=[0.9, 1]", "below 1"),
+        ("schedule.clip=0", "schedule.clip must be above 0"),
+        ("schedule.final_lr=-1", "schedule.final_lr must be at least 0"),
+        ("sources.both=-1", "sources.both must be at least 0"),
+        ("sources={both = 0}", "at least one of both"),
+        ("steering.told=0.99", "together at most 1"),
+        ("steering.train_mapping=yes", "steering.train_mapping must be true or false, not 'yes'"),
+        ("states.gigabytes=much", "states.gigabytes must be a number"),
+        ("gate.heads=many", "gate.heads must be a whole number"),
+        ("data.gsm8k=3", "data.gsm8k must be a table, not 3"),
+        ("data={}", "names no data"),
+        ("stage.name=reason", "stage is no table"),
+    ],
 )
-def test_wrong_keys_are_named(override, message):
+def test_wrong_keys_and_values_are_named(override, message):
     with pytest.raises(InputError, match=message):
         load_recipe(RECIPES[0], [override])
+
+
+@pytest.mark.parametrize(
+    "table", ["", "[schedule]\nlr = 1e-3\ntokens = 5\n[data.x]\n", 'stage = "mapping"\n[schedule]\nlr = 1.0\n']
+)
+def test_what_a_recipe_lacks_is_named(tmp_path, table):
+    (tmp_path / "r.toml").write_text(table)
+    with pytest.raises(InputError, match=r"r\.toml: the key '\w+(\.\w+)?' is missing"):
+        load_recipe(tmp_path / "r.toml")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"source": 3}, "encoder.source must be a text"),
+        ({"source": "x", "layers": "all"}, "encoder.layers must be a list"),
+        ({"source": "x", "max_tokens": "many"}, "encoder.max_tokens must be a whole number"),
+        ({"sorce": "x"}, "unknown key 'sorce'"),
+    ],
+)
+def test_what_is_wrong_with_an_encoders_table_is_named(table, message):
+    from mindmerger_train.fresh import fresh_checkpoint
+
+    with pytest.raises(InputError, match=message):
+        fresh_checkpoint(table, {}, {}, (4,))
+
+
+def test_a_weight_is_a_number(tmp_path):
+    recipe = load_recipe(RECIPES[0], ["data={gsm8k = {weight = 'much'}}"])
+    with pytest.raises(InputError, match=r"data\.gsm8k\.weight must be a number"):
+        load_sources(recipe, tmp_path)
 
 
 def test_the_papers_schedule_is_constant():

@@ -131,7 +131,9 @@ def run_and_die(stage: str, folder: Path, moment: str, count: int, resume: bool)
     run(stage, folder, resume=resume)
 
 
-def run_together(rank: int, processes: int, port: int, stage: str, folder: Path, accumulate: int) -> None:
+def run_together(
+    rank: int, processes: int, port: int, stage: str, folder: Path, accumulate: int, **schedule: Any
+) -> None:
     """One of several processes that share the steps of a run over gloo."""
     os.environ |= {
         "RANK": str(rank),
@@ -143,7 +145,18 @@ def run_together(rank: int, processes: int, port: int, stage: str, folder: Path,
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
     }
-    run(stage, folder, tokens=20 * 31 * accumulate, accumulate=accumulate)
+    run(stage, folder, tokens=20 * 31 * accumulate, accumulate=accumulate, **schedule)
+
+
+def run_interrupted(rank: int, port: int, folder: Path) -> None:
+    """One of two processes, of which the second alone gets Ctrl-C, in its 6th step. No state before that."""
+    real_backward = torch.Tensor.backward
+    due = _when(6, lambda: os.kill(os.getpid(), signal.SIGINT) if rank else None)
+    torch.Tensor.backward = lambda *args, **named: (due(), real_backward(*args, **named))[1]  # type: ignore[assignment, method-assign]
+    try:
+        run_together(rank, 2, port, "augmentation", folder, 1, save_seconds=1000.0)
+    except KeyboardInterrupt:
+        os._exit(130)
 
 
 def start(target: Any, *args: Any) -> BaseProcess:
