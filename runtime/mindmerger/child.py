@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mindmerger.errors import BundleError, InputError, MindMergerError, ModelError
+from mindmerger.i18n import _
 
 Document = dict[str, Any]
 _ERRORS = {error.exit_code: error for error in (MindMergerError, InputError, BundleError, ModelError)}
@@ -87,14 +88,16 @@ class Child:
         if code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             reasons = {
-                "SIGILL": "a native library was built for another processor: "
-                "pip install --force-reinstall --no-cache-dir llama-cpp-python onnxruntime",
-                "SIGKILL": "probably there was too little memory: close other programs or use a smaller bundle",
+                "SIGILL": _("a native library was built for another processor: {command}").format(
+                    command="pip install --force-reinstall --no-cache-dir llama-cpp-python onnxruntime"
+                ),
+                "SIGKILL": _("probably there was too little memory: close other programs or use a smaller bundle"),
             }
-            return ModelError(
-                f"{self.what} ended with {name}; {reasons.get(name, 'run mm-doctor, and report this with the bundle')}"
-            )
-        return ModelError(f"{self.what} ended with code {code}: see its last words above")
+            reason = reasons.get(name) or _("run mm-doctor, and report this with the bundle")
+            return ModelError(_("{what} ended with {name}; {reason}").format(what=self.what, name=name, reason=reason))
+        return ModelError(
+            _("{what} ended with code {code}: see its last words above").format(what=self.what, code=code)
+        )
 
     def close(self) -> None:
         """End the child, politely first: it may have a half-written file to remove. Harmless when called twice."""
@@ -122,7 +125,7 @@ class Child:
     def __enter__(self) -> Child:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.close()
 
 
@@ -138,7 +141,10 @@ def serve(answer: Callable[[Document], Document]) -> None:
             except MindMergerError as error:
                 reply = {"error": str(error), "exit_code": error.exit_code}
             except MemoryError:
-                reply = {"error": "there is not enough memory: close other programs", "exit_code": 5}
+                reply = {
+                    "error": _("there is not enough memory: close other programs or use a smaller bundle"),
+                    "exit_code": 5,
+                }
             out.write(json.dumps(reply) + "\n")
             out.flush()
     except (KeyboardInterrupt, BrokenPipeError):

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from mindmerger.child import Document, serve
 from mindmerger.errors import InputError, ModelError
+from mindmerger.i18n import _
 from mindmerger.machine import resident
 
 _BATCH = 512
@@ -70,7 +71,7 @@ class Runtime:
         stream = self.model.generate(self.question, max_new_tokens=tokens, temperature=0.0, calculator=False)
         next(stream, None)
         cpu = process_time()
-        for _ in stream:
+        for _chunk in stream:
             pass
         cpu = process_time() - cpu
         whole = perf_counter() - began
@@ -115,7 +116,7 @@ class Runtime:
         try:
             began = perf_counter()
             stream = self.model.generate(question, max_new_tokens=1, temperature=0.0, calculator=False)
-            for _ in stream:
+            for _chunk in stream:
                 pass
             spent = perf_counter() - began
         finally:
@@ -161,7 +162,7 @@ class Bare:
         parameters.use_extra_bufts = False
         self.model = native.llama_model_load_from_file(llm.encode(), parameters)
         if not self.model:
-            raise ModelError(f"llama.cpp cannot load {llm}: free memory")
+            raise ModelError(_("llama.cpp cannot load {path}: free memory").format(path=llm))
         options = native.llama_context_default_params()
         options.n_ctx = context
         options.n_batch = min(_BATCH, context)
@@ -171,7 +172,11 @@ class Bare:
         options.no_perf = True
         self.context = native.llama_init_from_model(self.model, options)
         if not self.context:
-            raise ModelError(f"llama.cpp cannot open a context of {context} tokens: free memory")
+            raise ModelError(
+                _("llama.cpp cannot open a context of {positions} tokens: ask for less or free memory").format(
+                    positions=context
+                )
+            )
         self.memory = native.llama_get_memory(self.context)
         self.sampler = native.llama_sampler_chain_init(native.llama_sampler_chain_default_params())
         native.llama_sampler_chain_add(self.sampler, native.llama_sampler_init_greedy())
@@ -195,7 +200,7 @@ class Bare:
         batch = native.llama_batch_get_one(one, 1)
         one[0] = sample(sampler, context, -1)
         first, cpu = perf_counter(), process_time()
-        for _ in range(tokens - 1):
+        for _token in range(tokens - 1):
             status |= decode(context, batch)
             one[0] = sample(sampler, context, -1)
         ended, cpu = perf_counter(), process_time() - cpu
@@ -237,7 +242,7 @@ class LlamaClass:
         stream = self.llama.generate(self.prompt, temp=0.0)
         next(stream)
         first, cpu = perf_counter(), process_time()
-        for _ in range(tokens - 1):
+        for _token in range(tokens - 1):
             next(stream)
         ended, cpu = perf_counter(), process_time() - cpu
         stream.close()

@@ -7,6 +7,7 @@ BundleError, not in a wrong read.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import struct
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mindmerger.blocks import block_size, dequantise
-from mindmerger.errors import BundleError
+from mindmerger.errors import BundleError, ModelError
 from mindmerger.i18n import _
 
 MAGIC = b"GGUF"
@@ -103,6 +104,8 @@ def read_gguf(path: Path) -> GGUFFile:
     except FileNotFoundError:
         raise BundleError(_("{path} is missing: install or export it again").format(path=path)) from None
     except (OSError, ValueError) as error:  # ValueError: an empty file
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise ModelError(_("there is not enough memory: close other programs or use a smaller bundle")) from None
         raise BundleError(
             _("{path} cannot be read ({reason}): install or export it again").format(path=path, reason=error)
         ) from None

@@ -59,7 +59,8 @@ def check_bundle(bundle: Bundle, context: int | None, threads: int) -> None:
     from mindmerger.memory import estimate
 
     need = estimate(bundle, context)
-    whole = need.files + need.cache + need.buffers + need.vocabularies + _AFTER_NUMPY + (2 * threads + 2) * _STACK
+    mapped = need.files + need.llm
+    whole = mapped + need.cache + need.buffers + need.vocabularies + _AFTER_NUMPY + (2 * threads + 2) * _STACK
     if left < whole:
         raise _too_little(whole, left)
 

@@ -34,10 +34,12 @@ class MemoryNeed:
     """Bytes. `files` are mapped: the system may drop and reread them, at the price of speed; the rest is not.
 
     `cache` is the LLM's KV cache at its full context, `buffers` what a computation of the largest size needs, `libraries`
-    are Python's and native ones, `vocabularies` both models' in their tables.
+    are Python's and native ones, `vocabularies` both models' in their tables. `llm` of the files is the GGUF, which is mapped
+    twice: that takes address space, not memory.
     """
 
     files: int
+    llm: int
     cache: int
     buffers: int
     libraries: int
@@ -73,13 +75,13 @@ def estimate(bundle: Bundle, context: int | None = None) -> MemoryNeed:
     positions = -(-(context or manifest.llm.context) // 256) * 256  # llama.cpp rounds up
     return MemoryNeed(
         files=sum(by_role.values()) - by_role["llm"] + llm_bytes,
+        llm=llm_bytes,
         cache=positions * shape.cache_row * _HALF,
         # the encoder gives its buffers back before the LLM fills its own
         buffers=int(_REPACKED * (by_role["merger"] + by_role["merger-data"]))
         + max(shape.buffers(positions), _encoder_buffers(manifest.encoder)),
         libraries=_PROGRAM,
-        vocabularies=_BYTES_PER_PIECE * manifest.encoder.vocabulary
-        + _BYTES_PER_LLM_TOKEN * manifest.llm.vocabulary,
+        vocabularies=_BYTES_PER_PIECE * manifest.encoder.vocabulary + _BYTES_PER_LLM_TOKEN * manifest.llm.vocabulary,
     )
 
 

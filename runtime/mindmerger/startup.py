@@ -11,6 +11,7 @@ from time import perf_counter
 
 from mindmerger.benchmark import RUNTIME, Figure, Result, figure_of
 from mindmerger.errors import ModelError
+from mindmerger.i18n import _
 
 _IMPORT = "from time import perf_counter as p; t = p(); import mindmerger; print(p() - t)"
 STEPS = 4
@@ -47,7 +48,7 @@ def _output(command: list[str]) -> str:
     result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     if result.returncode:
         last = (result.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise ModelError(f"{command[-1]!r} ended with code {result.returncode} ({last}): run mm-doctor")
+        raise ModelError(_ended(repr(command[-1]), result.returncode, last))
     return result.stdout
 
 
@@ -66,5 +67,9 @@ def _first_byte(command: list[str]) -> float:
         process.stdout.read()
         last = process.stderr.read().decode("utf-8", "replace").strip()
     if process.returncode or not first:
-        raise ModelError(f"mm-run ended with code {process.returncode} ({last[-300:]}): run mm-doctor")
+        raise ModelError(_ended("mm-run", process.returncode, last[-300:]))
     return spent * 1e3
+
+
+def _ended(what: str, code: int, last: str) -> str:
+    return _("{what} ended with code {code} ({last}): run mm-doctor").format(what=what, code=code, last=last)

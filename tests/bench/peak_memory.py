@@ -42,7 +42,9 @@ def main() -> None:
     bound = need.files + need.cache + ALLOWED
     # digits are a token each in any encoder: as long as it gets
     long = " ".join(["7"] * (opened.manifest.encoder.max_tokens // 2 - 8))
-    print("| question | positions | files, MB | KV, MB | peak RSS, MB | difference, MB (≤ 120) | RssAnon, MB | estimate, MB |")
+    print(
+        "| question | positions | files, MB | KV, MB | peak RSS, MB | difference, MB (≤ 120) | RssAnon, MB | estimate, MB |"
+    )
     print("|---|" + "---:|" * 7)
     over = False
     for name, question in (("short", SHORT), ("60 tokens", " ".join(["7"] * 29)), ("longest", long)):

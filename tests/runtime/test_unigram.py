@@ -27,7 +27,8 @@ DEFAULT = ROOT / "models" / "mindmerger" / "bundle" / "tokenizer.json"
 TEXTS = [
     "¿Cuánto es 15 + 27?", "Maria ana vitabu 12. Anapata 5. Ana vingapi?", "15 और 27 का योग क्या है?", "15 と 27 を足すと?",
     "小明有15个苹果,又买了27个。", "Сколько будет 15 + 27?", "১৫ আর ২৭ যোগ করলে কত?", "๑๕ บวก ๒๗ เท่ากับเท่าไร", "15 + 27 எவ்வளவு?",
-    "👨‍👩‍👧‍👦 ﷺ ﬁ ① ｱｲｳ", "e\u0301e\u0301", " ▁ ▁▁a", "<s> a </s>", "a<mask>b", "\u2028\u00a0\u200b", "aaaa" * 100, "\U00012000\U00012000x",
+    "👨‍👩‍👧‍👦 ﷺ ﬁ ① ｱｲｳ", "e\u0301e\u0301", " ▁ ▁▁a", "<s> a </s>", "a<mask>b", "\u2028\u00a0\u200b", "aaaa" * 100,
+    "\U00012000\U00012000x",
 ]  # fmt: skip
 
 
@@ -90,10 +91,11 @@ def test_any_vocabulary(pieces: dict[str, float], text: str, tmp_path_factory: p
 
 
 def test_what_is_not_known_to_be_exact_is_left_to_the_library(tmp_path: Path) -> None:
+    bytes_only = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
     cases: dict[str, dict[str, Any]] = {
         "byte fallback": document([("a", -1.0)], byte_fallback=True),
         "a piece twice": document([("a", -1.0), ("a", -2.0)]),
-        "post-processor": document([("a", -1.0)]) | {"post_processor": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+        "post-processor": document([("a", -1.0)]) | {"post_processor": bytes_only},
     }  # fmt: skip
     for name, content in cases.items():
         path = tmp_path / "t.json"

@@ -21,6 +21,7 @@ class Progress:
 
     def __init__(self, total: int, label: str, *, name: str, quiet: bool = False) -> None:
         self._total = total
+        self._label = label
         self._done = 0
         self._name = name
         self._quiet = quiet
@@ -29,6 +30,13 @@ class Progress:
         if not quiet and sys.stderr.isatty():
             self._bar = click.progressbar(length=total, label=label, show_eta=True, show_pos=True, file=sys.stderr)
 
+    def at(self, what: str) -> None:
+        """What the next steps are about."""
+        self._label = what
+        if self._bar is not None:
+            self._bar.label = what
+            self._bar.render_progress()
+
     def step(self) -> None:
         """One more is done."""
         self._done += 1
@@ -36,7 +44,7 @@ class Progress:
             self._bar.update(1)
         elif not self._quiet and monotonic() - self._said > _LINE_SECONDS:
             self._said = monotonic()
-            print(f"{self._name}: {self._line()}", file=sys.stderr, flush=True)
+            print(f"{self._name}: {self._label}: {self._line()}", file=sys.stderr, flush=True)
 
     def _line(self) -> str:
         left = (monotonic() - self._began) / self._done * (self._total - self._done)
