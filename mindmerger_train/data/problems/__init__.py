@@ -1,7 +1,8 @@
 """Word problems without end: stories of a few quantities, any of which may be asked for, with worked solutions.
 
-`generate` is all that others need. How it is done: `quantities` (rules and how to solve), `story` (what is told and asked),
-`template` (wordings with choices), `words` and `english` (the language).
+`generate` is all that others need. English has a grammar of its own (`english`, many stories, much variety); the other languages
+tell the stories of `world/` in phrases (`phrases`), each with its English twin. What both share: `quantities` (rules and how to
+solve), `story` (what is told and asked), `template` (wordings with choices), `words` (English word forms).
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mindmerger.errors import DataError
-from mindmerger_train.data.problems import english
+from mindmerger_train.data.problems import english, phrases
 from mindmerger_train.data.problems.quantities import text_of
 from mindmerger_train.data.problems.story import plan, stories
 
 EXTRA = 0.22
 DISTRACTORS = 0.22
+_EXTRA_TOLD = 0.35
+LANGUAGES: tuple[str, ...] = tuple(phrases.codes())
+"""The languages that problems can be made in, by ISO 639-1 code."""
 
 
 @dataclass(frozen=True)
@@ -36,37 +40,52 @@ class Problem:
 
 
 def kinds() -> list[str]:
-    """Every kind of story."""
+    """Every kind of English story."""
     return sorted({story.kind for story in stories(english.FOLDER)})
 
 
-def make(rng: random.Random, *, max_value: int = 5000, story: str = "") -> Problem:
-    """One English problem, of the story of that name where one is given."""
-    every = stories(english.FOLDER)
+def make(rng: random.Random, *, language: str = "en", max_value: int = 5000, story: str = "") -> Problem:
+    """One problem, of the story of that name where one is given. Raises DataError for an unknown language."""
+    folder = english.FOLDER if language == "en" else phrases.STORIES
+    every = stories(folder)
     if story:
         index = [one.name for one in every].index(story)
     else:
         index = rng.choices(range(len(every)), [one.weight for one in every])[0]
-    chosen = plan(english.FOLDER, index, rng, max_value, EXTRA)
-    who = english.make_cast(chosen, rng)
-    text, strange = english.question(chosen, who, rng, DISTRACTORS if chosen.extra == 0 else 0.05)
+    if language == "en":
+        chosen = plan(folder, index, rng, max_value, EXTRA)
+        who = english.make_cast(chosen, rng)
+        query, strange = english.question(chosen, who, rng, DISTRACTORS if chosen.extra == 0 else 0.05)
+        twin = query
+    else:
+        chosen = plan(folder, index, rng, min(max_value, 1000), _EXTRA_TOLD)
+        while not phrases.sayable(chosen, language):
+            chosen = plan(folder, index, rng, min(max_value, 1000), _EXTRA_TOLD)
+        query, twin, who = phrases.tell(chosen, language, rng)
+        strange = 0
     response = english.solution(chosen, who, rng)
     answer = text_of(chosen.values[chosen.asked])
+    extra = strange + chosen.extra
     name, kind = chosen.story.name, chosen.story.kind
-    return Problem("en", text, text, response, answer, kind, name, len(chosen.steps), strange + chosen.extra)
+    return Problem(language, query, twin, response, answer, kind, name, len(chosen.steps), extra)
 
 
 def generate(language: str, count: int, seed: int, *, max_value: int = 5000) -> Iterator[Problem]:
     """Yield `count` problems in `language`; the same arguments give the same problems.
 
+    Args:
+        language: one of `LANGUAGES`.
+        count: how many problems.
+        seed: any whole number; languages with the same seed do not draw the same problems.
+        max_value: about the greatest count in a story (at least 20); never above 1000 in other languages than English.
+
     Raises:
         DataError: for an unknown language, a negative count or a `max_value` under 20, before the first problem.
     """
-    if language != "en":
-        raise DataError(f"there are no stories in the language {language!r}; use en")
+    phrases.language(language)
     if count < 0:
         raise DataError(f"count is {count}; use 0 or more")
     if max_value < 20:
         raise DataError(f"max_value is {max_value}; use 20 or more, or most stories have no numbers to draw")
     rng = random.Random(f"problems:{language}:{seed}")
-    return (make(rng, max_value=max_value) for _ in range(count))
+    return (make(rng, language=language, max_value=max_value) for _ in range(count))
