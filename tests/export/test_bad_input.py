@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mindmerger.errors import CheckpointError, InputError, MindMergerError, ParityError
-from mindmerger_export import bundle_writer, cli, parity
+from mindmerger.errors import CheckpointError, InputError, MindMergerError, ModelError, ParityError
+from mindmerger_export import bundle_writer, cli, parity, space
 from mindmerger_export.bundle_writer import Request, export_bundle
 from mindmerger_train.checkpoint import load_checkpoint, save_checkpoint
 from tests import tiny_torch
@@ -127,6 +127,15 @@ def test_bad_options(checkpoint: Path, tmp_path: Path) -> None:
     junk = tmp_path / "junk.gguf"
     junk.write_bytes(b"GGUFjunk" * 100)
     fails(checkpoint, tmp_path, MindMergerError, "GGUF", llm_gguf=junk)
+
+
+def test_no_space_is_said_before_any_work(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(space, "free_disk", lambda _folder: 30_000_000)
+        fails(checkpoint, tmp_path, ModelError, "30 MB are free")
+    with monkeypatch.context() as patch:
+        patch.setattr(space, "available_memory", lambda: 100_000_000)
+        fails(checkpoint, tmp_path, ModelError, "memory")
 
 
 def test_parity_failure_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,8 +249,11 @@ def test_mono_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     fails(checkpoint, tmp_path, CheckpointError, "LLM alone")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to a child process")
-def test_ctrl_c_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="signals to a child process")
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_leaves_nothing(checkpoint: Path, tmp_path: Path, number: int, code: int, word: str) -> None:
     path = os.pathsep.join(str(ROOT / part) for part in ("runtime", "export", "."))
     target = tmp_path / "results" / "bundle"
     process = subprocess.Popen(
@@ -256,8 +268,8 @@ def test_ctrl_c_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
         if "exporting the merger graph" in line:
             break
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert out == "" and "Traceback" not in err and err.strip().splitlines()[-1].startswith("mm-export: interrupted")
+    assert process.returncode == code, err
+    assert out == "" and "Traceback" not in err and err.strip().splitlines()[-1].startswith(f"mm-export: {word}")
     assert list(target.parent.iterdir()) == []
