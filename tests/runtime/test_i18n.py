@@ -153,6 +153,27 @@ def test_errors_and_help_in_each_language(mm_run: Run, language: str) -> None:
     assert words[0] in result.stderr.decode() and words[1] in result.stderr.decode()
 
 
+@pytest.mark.parametrize("language", i18n.LANGUAGES)
+def test_the_other_commands_in_each_language(language: str) -> None:
+    """Their help has no English sentence left, and every option is there; what the doctor finds is said in it too."""
+    env = {"PYTHONPATH": str(ROOT / "runtime"), "PATH": "/usr/bin", "PYTHONIOENCODING": "utf-8", "HOME": "/nowhere"}
+
+    def said(command: str, *arguments: str, code: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", f"mindmerger.cli.{command}", *arguments], capture_output=True, encoding="utf-8",
+            env={**env, i18n.OVERRIDE: code}, check=False,
+        ).stdout  # fmt: skip
+
+    for command, options in (("bench", ("--compare", "--startup")), ("doctor", ("--quick", "--context"))):
+        shown = said(command, "--help", code=language)
+        assert all(option in shown for option in options)
+        english = {line.strip() for line in said(command, "--help", code="en").splitlines() if len(line.split()) > 3}
+        same = english & {line.strip() for line in shown.splitlines()}
+        assert all(line.startswith(f"mm-{command} ") for line in same), same
+    words = {"es": "problema", "fr": "problème", "hi": "समस्या", "sw": "tatizo"}
+    assert words[language] in said("doctor", "--quick", "--bundle", "no-such-name", code=language)
+
+
 def test_data_is_the_same_in_every_language(mm_run: Run, arithmetic_bundle: Path) -> None:
     shown = {
         language: mm_run("x", "--verbose", "--bundle", str(arithmetic_bundle), env={i18n.OVERRIDE: language})

@@ -135,8 +135,8 @@ def test_models_that_are_none_behind_right_hashes(tmp_path: Path) -> None:
              (("merger", "merger.onnx"), ("tokenizer", "tokenizer.json"), ("llm", "llm.gguf"))]  # fmt: skip
     (folder / "manifest.json").write_text(tiny.manifest(files).to_json())
     findings = examined(folder)
-    assert problems(findings) == ["load"] and of(findings, "load")["exit_code"] == 5
-    assert of(findings, "memory")["level"] == "warning"
+    assert problems(findings) == ["file llm.gguf"] and of(findings, "file llm.gguf")["exit_code"] == 4
+    assert of(findings, "memory")["level"] == of(findings, "golden questions")["level"] == "warning"
 
 
 def test_other_answers_than_the_recorded(tmp_path: Path) -> None:
@@ -155,6 +155,24 @@ def test_too_little_memory_is_known_before_loading(tmp_path: Path) -> None:
         assert of(examined(folder, quick=True, context=2**24), "memory")["exit_code"] == 5
     assert doctor._enough_memory(100, "", 99).exit_code == ModelError.exit_code
     assert [doctor._enough_memory(100, "", free).level for free in (None, 110, 121)] == ["warning", "warning", "ok"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v")
+def test_too_little_address_space_is_a_line(tmp_path: Path) -> None:
+    import resource
+
+    folder = tiny.bundle(tmp_path / "b")
+    for megabytes, checks in ((150, ["memory"]), (265, ["memory limit"])):
+        limit = megabytes * 1024 * 1024
+        result = subprocess.run(
+            [sys.executable, "-m", "mindmerger.cli.doctor", "--json", "--quick", "--bundle", str(folder)],
+            capture_output=True, text=True, check=False,
+            preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+            env={**os.environ, "PYTHONPATH": str(ROOT / "runtime"), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert result.returncode == 5 and "Traceback" not in result.stderr
+        found = [one for one in json.loads(result.stdout)["findings"] if one["level"] == "problem"]
+        assert [one["check"] for one in found if "ulimit -v" in one["text"]] == checks, found
 
 
 def test_the_processor_against_the_build() -> None:

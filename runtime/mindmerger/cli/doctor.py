@@ -11,49 +11,64 @@ from typing import TYPE_CHECKING
 import click
 
 from mindmerger.cli import run_body, run_command
+from mindmerger.i18n import _
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mindmerger.doctor import Finding
 
-_EPILOG = """\b
-Examples:
-  mm-doctor                         the default bundle on this machine
-  mm-doctor --bundle my-bundle      another one
-  mm-doctor --quick                 without hashes and golden questions
-  mm-doctor --context 8192          is there memory for a longer context?
-  mm-doctor --json | jq '.findings[] | select(.level != "ok")'
 
-\b
-Looks at: versions of packages; the processor against what llama.cpp was built
-with; GPUs that could be used; every file of the bundle (its full sha256, not a
-remembered one); free memory and disk against what the bundle needs; and the
-golden questions, whose first tokens the exporting machine wrote down.
+def _epilog() -> str:
+    examples = [
+        ("mm-doctor", _("the default bundle on this machine")),
+        ("mm-doctor --bundle my-bundle", _("another one")),
+        ("mm-doctor --quick", _("without hashes and golden questions")),
+        ("mm-doctor --context 8192", _("is there memory for a longer context?")),
+        ("mm-doctor --json | jq '.findings[] | select(.level != \"ok\")'", ""),
+    ]
+    codes = [
+        ("0", _("all is well")),
+        ("2", _("wrong command line")),
+        ("4", _("the bundle is missing, damaged or of an unknown version")),
+        ("5", _("the models cannot be loaded or run on this machine")),
+        ("130", _("stopped with Ctrl-C")),
+    ]
+    return "\n\n".join(
+        [
+            "\n".join(["\b", _("Examples:"), *(f"  {line:<32} {what}".rstrip() for line, what in examples)]),
+            _(
+                "Looks at: versions of packages; the processor against what llama.cpp was built with; GPUs that could be "
+                "used; every file of the bundle (its full sha256, not a remembered one); free memory and disk against what "
+                "the bundle needs; and the golden questions, whose first tokens the exporting machine wrote down."
+            ),
+            "\n".join(
+                [
+                    "\b",
+                    _("Exit codes, of the first problem (a warning is none):"),
+                    *(f"  {code:<4} {what}" for code, what in codes),
+                ]
+            ),
+            _("Everything is looked at without a network."),
+        ]
+    )
 
-\b
-Exit codes, of the first problem (a warning is none):
-  0    all is well
-  2    wrong command line
-  4    the bundle is missing, damaged or of an unknown version
-  5    the models cannot be loaded or run on this machine
-  130  stopped with Ctrl-C
-
-\b
-Everything is looked at without a network.
-"""
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
-@click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--bundle", metavar="DIR_OR_NAME", help="The bundle to look at: a folder or an installed name.")
-@click.option("--context", type=click.IntRange(1, 2**24), metavar="N", help="Positions to count memory for.")
-@click.option("--quick", is_flag=True, help="Without hashes and golden questions.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: findings and the exit code.")
-@click.option("--version", is_flag=True, help="Print the version and exit.")
+@click.command(
+    help=_("Check this installation and a bundle; every line says ok, warning or problem, and what to do."),
+    epilog=_epilog(),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option("--bundle", metavar="DIR_OR_NAME", help=_("The bundle to look at: a folder or an installed name."))
+@click.option("--context", type=click.IntRange(1, 2**24), metavar="N", help=_("Positions to count memory for."))
+@click.option("--quick", is_flag=True, help=_("Without hashes and golden questions."))
+@click.option("--json", "as_json", is_flag=True, help=_("Print one JSON object: findings and the exit code."))
+@click.option("--version", is_flag=True, help=_("Print the version and exit."))
 def command(bundle: str | None, context: int | None, quick: bool, as_json: bool, version: bool) -> None:
-    """Check this installation and a bundle; every line says ok, warning or problem, and what to do."""
+    """Read the command line."""
     if version:
         import mindmerger
 
@@ -75,7 +90,11 @@ def _run(bundle: str | None, context: int | None, quick: bool, as_json: bool) ->
         print(json.dumps(document, ensure_ascii=False, indent=2))
     else:
         counts = {level: sum(finding.level == level for finding in found) for level in _COLOURS}
-        print(f"{counts['ok']} ok, {counts['warning']} warnings, {counts['problem']} problems")
+        print(
+            _("{ok} ok, {warnings} warnings, {problems} problems").format(
+                ok=counts["ok"], warnings=counts["warning"], problems=counts["problem"]
+            )
+        )
     sys.stdout.flush()
     if code:
         raise click.exceptions.Exit(code)
@@ -100,10 +119,14 @@ def _shown(findings: Iterator[Finding], as_json: bool) -> Iterator[Finding]:
 def _show(finding: Finding) -> None:
     from mindmerger.cli.output import paint
 
-    level = paint(f"{finding.level:<8}", sys.stdout, fg=_COLOURS[finding.level], bold=finding.level != "ok")
+    levels = {"ok": _("ok"), "warning": _("warning"), "problem": _("problem")}
+    width = max(map(len, levels.values())) + 1
+    level = paint(
+        f"{levels[finding.level]:<{width}}", sys.stdout, fg=_COLOURS[finding.level], bold=finding.level != "ok"
+    )
     print(f"{level} {finding.check}: {finding.text}", flush=True)
     if finding.advice:
-        print(f"         → {finding.advice}", flush=True)
+        print(f"{'':<{width}} → {finding.advice}", flush=True)
 
 
 def main() -> None:
