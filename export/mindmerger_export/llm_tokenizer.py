@@ -208,13 +208,13 @@ def _sentencepiece(
         if _BYTE.fullmatch(token):
             types[index] = int(TokenType.BYTE)
     scores = _scores(folder, vocabulary, merges, rows)
-    for token in added:
-        index = token["id"]
-        if token["special"]:
-            tokens[index], types[index] = token["content"], int(TokenType.CONTROL)
+    for entry in added:
+        index = entry["id"]
+        if entry["special"]:
+            tokens[index], types[index] = entry["content"], int(TokenType.CONTROL)
         else:
             # They are looked for in the text as it is given, before spaces become ▁.
-            tokens[index], types[index] = token["content"].replace("▁", " "), int(TokenType.USER_DEFINED)
+            tokens[index], types[index] = entry["content"].replace("▁", " "), int(TokenType.USER_DEFINED)
         scores[index] = -1000.0
     unknown = vocabulary.get(model.get("unk_token") or "")
     if unknown is not None:

@@ -39,7 +39,7 @@ class Plan:
         from gguf import GGML_QUANT_SIZES
 
         block, size = GGML_QUANT_SIZES[self.type]
-        return int(np.prod(self.shape, dtype=np.int64)) // block * size
+        return int(np.prod(self.shape, dtype=np.int64)) // int(block) * int(size)
 
     def tofile(self, file: BinaryIO) -> None:
         """Called by the writer. Raises CheckpointError when a value is no number or does not fit the type."""

@@ -176,7 +176,8 @@ def test_few_rows_at_a_time_and_the_same_bytes(tmp_path: Path, monkeypatch: pyte
 def test_what_the_file_says_of_itself(tmp_path: Path) -> None:
     folder = tiny_llms.llm_folder(tmp_path / "qwen3", "qwen3")
     (folder / "README.md").write_text(
-        "---\nlicense: apache-2.0\nlanguage:\n- en\n- zh\nbase_model: Someone/Base-7B\n---\n# A card\n", encoding="utf-8"
+        "---\nlicense: apache-2.0\nlanguage:\n- en\n- zh\nbase_model: Someone/Base-7B\n---\n# A card\n",
+        encoding="utf-8",
     )
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 5, 7]}', encoding="utf-8")
     model = open_hf(folder)
