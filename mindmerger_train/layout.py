@@ -99,7 +99,7 @@ def assemble(
                 targets.append(label)
                 places.append(response + offset - 1)
     both = whole_numbers([*ids, *([0] * (longest - length) + [1] * length for length in lengths)], device)
-    tokens, mask = both.split(len(rows))
+    tokens, mask = both[: len(rows)], both[len(rows) :]
     embeddings = embed(tokens)
     if values:
         flat = embeddings.flatten(0, 1)

@@ -11,6 +11,7 @@ from typing import Any
 from mindmerger.errors import InputError
 from mindmerger_train.data.mixture import Source
 from mindmerger_train.data.readers import check_fit, read_source
+from mindmerger_train.encoders import PACKAGE_SOURCE
 from mindmerger_train.engine import Schedule
 from mindmerger_train.gate import GateSpec
 from mindmerger_train.merger import METHODS
@@ -96,6 +97,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             table[key] = read_table(kind, table[key], str(path), f"{key}.")
     read_table(GateSpec, table.get("gate", {}), str(path), "gate.")
     recipe = read_table(Recipe, table, str(path))
+    if table.get("layers") and recipe.encoder.get("source", PACKAGE_SOURCE) != PACKAGE_SOURCE:
+        raise InputError(f"{path}: layers are those of the packaged encoder; for a folder's give encoder.layers")
     if not recipe.data:
         raise InputError(f"{path} names no data: give it a table such as [data.gsm8k]")
     if recipe.stage not in STAGES:

@@ -6,7 +6,6 @@ What this module does not know: what the numbers mean.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import nn
@@ -56,4 +55,4 @@ def index_rows(tensor: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
     """The rows `places` of a tensor; the tensor itself where that is all of them in order."""
     if list(places) == list(range(len(tensor))):
         return tensor
-    return cast(torch.Tensor, tensor.index_select(0, whole_numbers(places, tensor.device)))
+    return tensor.index_select(0, whole_numbers(places, tensor.device))

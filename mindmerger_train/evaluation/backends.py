@@ -188,8 +188,7 @@ class BundleBackend:
                 max_new_tokens=max_tokens,
                 temperature=0.0,
                 calculator=calculator,
-                **({} if language is None else {"language": language}),
-                **options,
+                **{**options, **({} if language is None else {"language": language})},
             )
             with closing(items):  # type: ignore[type-var]  # an iterator that is a generator: closing it frees the model
                 for item in items:

@@ -64,12 +64,14 @@ def test_a_checkpoint_is_told_the_language_of_each_question(folder):
 
 
 def test_a_bundle_is_told_the_language_of_each_question(folder):
-    export_bundle(Request(str(folder / "checkpoint"), folder / "bundle", precision="fp32", llm_type="f32"))
+    golden = tuple(ASKED[:2])
+    checkpoint = str(folder / "checkpoint")
+    export_bundle(Request(checkpoint, folder / "bundle", precision="fp32", llm_type="f32", golden=golden))
     backend = BundleBackend(str(folder / "bundle"), 1, 2)
     told = asked(backend, TOLD)
     model = backend._model
     for language, question, text in zip(TOLD, QUESTIONS, told, strict=True):
-        alone = model.generate(question, language=language, max_new_tokens=12, temperature=0.0)
+        alone = model.answer(question, language=language, max_new_tokens=12, temperature=0.0)
         assert alone.text == text
     backend.close()
     for model in (Model("bundle", str(folder / "bundle")), Model("checkpoint", str(folder / "checkpoint"))):

@@ -92,6 +92,11 @@ def test_what_is_wrong_with_an_encoders_table_is_named(table, message):
         fresh_checkpoint(table, {}, {}, (4,))
 
 
+def test_layers_of_the_packaged_encoder_are_not_taken_for_anothers():
+    with pytest.raises(InputError, match=r"give encoder\.layers"):
+        load_recipe(RECIPES[0], ["encoder.source='models/mt5-xl'", "layers=[4]"])
+
+
 def test_a_weight_is_a_number(tmp_path):
     recipe = load_recipe(RECIPES[0], ["data={gsm8k = {weight = 'much'}}"])
     with pytest.raises(InputError, match=r"data\.gsm8k\.weight must be a number"):
