@@ -65,7 +65,7 @@ def backend(verbose: bool = False) -> ModuleType:
                     )
                 ) from None
             _log_callbacks[True] = native.llama_log_callback(_show)
-            _log_callbacks[False] = native.llama_log_callback(lambda _level, _text, _data: None)
+            _log_callbacks[False] = _silence(native)
             native.llama_log_set(_log_callbacks[verbose], None)
             native.llama_backend_init()
             _backend = native
@@ -76,6 +76,19 @@ def backend(verbose: bool = False) -> ModuleType:
 def supports_gpu() -> bool:
     """Whether the installed llama.cpp was built with a backend for some GPU."""
     return bool(backend().llama_supports_gpu_offload())
+
+
+def _silence(native: ModuleType) -> Any:
+    """A log callback that says nothing, as native code: libc's `abs` of the level.
+
+    In a Python function Ctrl-C would end nothing: ctypes prints "Exception ignored" and goes on. llama.cpp logs hundreds of
+    lines while it loads, so that is where it used to arrive.
+    """
+    try:
+        library = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
+        return ctypes.cast(library.abs, native.llama_log_callback)
+    except (OSError, AttributeError):
+        return native.llama_log_callback(lambda _level, _text, _data: None)
 
 
 def _show(_level: int, text: bytes, _data: object) -> None:

@@ -198,3 +198,15 @@ def limited(megabytes: int, *arguments: str) -> subprocess.CompletedProcess[str]
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
         env={**os.environ, "PYTHONPATH": str(ROOT / "runtime"), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libc by its name")
+def test_ctrl_c_has_no_python_to_be_lost_in_while_a_model_loads(tmp_path: Path) -> None:
+    """The silent log callback is native: in a Python one Ctrl-C is printed as ignored, and forgotten."""
+    import ctypes
+
+    from mindmerger import llama
+
+    llama.LLM(tiny.random_llm(tmp_path / "llm.gguf"), context=64, threads=1).close()
+    silent = ctypes.cast(llama._log_callbacks[False], ctypes.c_void_p).value
+    assert silent == ctypes.cast(ctypes.CDLL(None).abs, ctypes.c_void_p).value
