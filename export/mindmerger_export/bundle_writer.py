@@ -84,7 +84,11 @@ def export_bundle(request: Request, talk: Talk | None = None) -> Path:
     talk(
         f"checkpoint {folder}; about {space.gigabytes(needed.disk)} of disk, {space.gigabytes(needed.memory)} of memory"
     )
-    with building(out) as temporary, quiet_transformers(), adapted(checkpoint, request.llm_adapter) as adapted_checkpoint:
+    with (
+        building(out) as temporary,
+        quiet_transformers(),
+        adapted(checkpoint, request.llm_adapter) as adapted_checkpoint,
+    ):
         _Export(request, adapted_checkpoint, temporary, talk, compared, space.asks_torch(request, needed)).run()
         publish(temporary, out)
     return out
@@ -124,7 +128,13 @@ class _Export:
         auto = request.llm_type == AUTO
         kind = auto_quant.REFERENCE if auto else request.llm_type
         llm_files = prepare_llm(
-            checkpoint, folder, request.llm, kind, request.llm_gguf, LLMOptions(request.tensor_types, request.exact_ids), talk
+            checkpoint,
+            folder,
+            request.llm,
+            kind,
+            request.llm_gguf,
+            LLMOptions(request.tensor_types, request.exact_ids),
+            talk,
         )
         self.report["llm_conversion"] = llm_files.report
         talk(f"loading the encoder {checkpoint.encoder.name}")
