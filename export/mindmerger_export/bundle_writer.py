@@ -304,7 +304,7 @@ def _table_like(whole: nn.Embedding, rows: torch.Tensor) -> nn.Embedding:
     table.__dict__.update({key: value for key, value in whole.__dict__.items() if not key.startswith("_")})
     table.num_embeddings, table.padding_idx = len(rows), None
     table.weight = nn.Parameter(rows, requires_grad=False)
-    return cast(nn.Embedding, table)
+    return table
 
 
 def _gate_info(checkpoint: Checkpoint) -> GateInfo | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ from mindmerger.graph import GraphInput
 from mindmerger.llama import LLM
 from mindmerger.manifest import Manifest
 from mindmerger.model import MergedModel
-from mindmerger.options import SourceKeywords
 from mindmerger.steering import Steered, Wish, steer, wished_sources
 from mindmerger_export.graph import MergerModule
 from mindmerger_export.rows import three, torch_merge
@@ -189,7 +188,13 @@ class Answer:
     weight_distance: float
 
 
-def asked_in(manifest: Manifest, language: str) -> SourceKeywords:
+class Asked(TypedDict, total=False):
+    """Keywords of the runtime's calls."""
+
+    language: str | None
+
+
+def asked_in(manifest: Manifest, language: str) -> Asked:
     """An encoder that is told the language is told it where it can be; a gate decides for itself, as it does for users."""
     told = language in manifest.encoder.frames and manifest.gate is None
     return {"language": language} if told else {}

@@ -6,6 +6,7 @@ know: how the files came to be, how figures are measured (rows.py, parity.py, au
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from typing import Any
 
 from mindmerger.bundle import open_bundle
 from mindmerger.embeddings import EmbeddingTable
+from mindmerger.errors import InputError
 from mindmerger.llama import LLM
 from mindmerger.loading import load
 from mindmerger.manifest import MANIFEST_NAME, GoldenInfo, Manifest, PromptInfo
@@ -52,15 +54,16 @@ def prove_rows(subject: Subject, manifest: Manifest, report: dict[str, Any]) -> 
     write_manifest(manifest, folder)
     gguf = open_bundle(folder).llm()
     talk("comparing the graph's rows with torch")
+    texts = _that_fit(SENTENCES, tokenizer)
     report["rows"] = check_rows(
         subject.module,
         folder / manifest.file("merger").path,
         tokenizer,
         subject.vocabulary.keep,
-        SENTENCES,
+        texts,
         request.precision,
         gate=manifest.gate,
-        prompts=None if manifest.gate is None else _prompt_rows(gguf, manifest.prompt, SENTENCES),
+        prompts=None if manifest.gate is None else _prompt_rows(gguf, manifest.prompt, texts),
         frames=manifest.encoder.frames,
         talk=talk,
     )
@@ -115,6 +118,16 @@ def prove_answers(
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     (folder / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _that_fit(texts: Mapping[str, str], tokenizer: QuestionTokenizer) -> dict[str, str]:
+    """Those that the encoder reads whole; the first words of each where it reads none."""
+    fitting = {}
+    for code, text in texts.items():
+        with contextlib.suppress(InputError):
+            tokenizer.encode(text)
+            fitting[code] = text
+    return fitting or {code: " ".join(text.split()[:2]) for code, text in texts.items()}
 
 
 def _prompt_rows(gguf: Path, prompt: PromptInfo, texts: Mapping[str, str]) -> dict[str, Floats]:
