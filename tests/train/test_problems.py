@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,14 +16,16 @@ from hypothesis import strategies as st
 from mindmerger.calculator import calculate
 from mindmerger.errors import DataError
 from mindmerger_train.data import problems
-from mindmerger_train.data.problems import Problem, english, generate, make
+from mindmerger_train.data.problems import LANGUAGES, Problem, english, generate, make, phrases
 from mindmerger_train.data.problems.quantities import complete, parse_rule, solve
-from mindmerger_train.data.problems.story import Story, parse_story, stories, variants
+from mindmerger_train.data.problems.story import Story, parse_story, plan, stories, variants
 from mindmerger_train.data.problems.template import count, expand, parse
 from mindmerger_train.data.problems.words import number_word, plural, verb
 from mindmerger_train.data.readers import read_source
 
 STORIES = stories(english.FOLDER)
+WORLD = stories(phrases.STORIES)
+OTHERS = [language for language in LANGUAGES if language != "en"]
 _STEP = re.compile(r"([^\n]*)<<([^<>=]+)=([^<>]+)>>([^\s,]+)")
 _WORDS = {number_word(value): value for value in range(1, 21)}
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
@@ -40,7 +43,7 @@ def check(problem: Problem) -> None:
     """The chain: each operand was told, or worked out before, or is a unit's constant; the last result is the answer."""
     body, _, final = problem.response.rpartition("\n#### ")
     assert final == problem.answer
-    known = told_numbers(problem.query) | {Fraction(number) for number in (2, 3, 60, 100)}
+    known = told_numbers(problem.english) | {Fraction(number) for number in (2, 3, 60, 100)}
     lines = body.split("\n")
     assert len(lines) == problem.steps
     for line in lines:
@@ -85,9 +88,10 @@ def test_each_story(story: str) -> None:
     assert len(seen) == 40
 
 
-@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
+@pytest.mark.parametrize("story", [*STORIES, *WORLD], ids=lambda story: story.name)
 def test_every_question_of_a_story_can_be_put_and_every_step_has_a_name(story: Story) -> None:
-    choices, weights = variants(english.FOLDER, STORIES.index(story))
+    folder = english.FOLDER if story in STORIES else phrases.STORIES
+    choices, weights = variants(folder, stories(folder).index(story))
     assert {ask for ask, _ in choices} == set(story.ask)
     assert min(weights) > 0
     for ask, told in choices:
@@ -97,6 +101,92 @@ def test_every_question_of_a_story_can_be_put_and_every_step_has_a_name(story: S
             steps = solve(asked, told.union(known, extra), story.rules)
             assert steps is not None
             assert {step.target for step in steps} <= set(story.say), (story.name, ask, told, extra)
+
+
+def test_languages_of_the_evaluation_and_of_low_resources_are_there() -> None:
+    assert {"bn", "th", "te", "sw", "hi", "ur", "ar", "yo", "ha", "am", "id", "vi", "tr", "ja", "zh"} <= set(OTHERS)
+    assert {"es", "fr", "de", "ru"} <= set(OTHERS) and len(OTHERS) >= 20
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_a_language_says_what_english_says(language: str) -> None:
+    spoken = phrases.language(language)
+    ascii_digits = {ord(digit): str(value) for value, digit in enumerate(spoken.digits)}
+    rng = random.Random(f"test:{language}")
+    words = 0
+    for story in WORLD:
+        for _ in range(8):
+            problem = make(rng, language=language, story=story.name)
+            check(problem)
+            for text in (problem.query, problem.english):
+                assert not re.search(r"[{}|_]|\s\s|^\s|\s$|\?\?|\.\.", text), text
+            said = Counter(int(run) for run in re.findall(r"\d+", problem.query.translate(ascii_digits)))
+            meant = Counter(int(run) for run in re.findall(r"\d+", problem.english))
+            # `1本9円`: nine yen for one.
+            assert set(said - meant) <= ({1} if language == "ja" else set()), problem
+            for number in meant - said:
+                words += 1
+                assert spoken.number_words[number] in problem.query.lower(), problem
+    assert bool(words) == bool(spoken.number_words)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_wording_finds_its_forms(language: str) -> None:
+    spoken, rng = phrases.language(language), random.Random(0)
+    names = spoken.names or phrases.language("es").names
+    stories_plan = plan(phrases.STORIES, 0, rng, 100, 0.0)
+    of_people = ("there_are", "q_there")
+    for name, wordings in spoken.phrases.items():
+        for wording in wordings:
+            for x in spoken.things if name not in of_people else ("child", "boy", "girl"):
+                container, money = rng.choice(spoken.containers), rng.choice(spoken.money)
+                scene = phrases.Scene(
+                    dict(zip("pr", rng.sample(names, 2), strict=True)), {"x": x, "g": container, "m": money}
+                )
+                teller = phrases.Teller(stories_plan, scene, spoken, rng)
+                teller.bound = {parameter: parameter for parameter in phrases.SIGNATURES[name].split()}
+                for value in (2, 5, 11, 21, 101):
+                    stories_plan.values.update(n=Fraction(value), k=Fraction(value))
+                    text = phrases.fill(teller, wording)
+                    assert not re.search(r"[{}|]", text) and "None" not in text, (name, wording, text)
+    # The same phrases speak of containers and of money.
+    for name in ("has", "sells", "q_has", "q_left", "now_has", "some", "gives", "q_first"):
+        for thing in (*spoken.containers, *spoken.money):
+            scene = phrases.Scene(dict(zip("pr", rng.sample(names, 2), strict=True)), {"x": thing})
+            teller = phrases.Teller(stories_plan, scene, spoken, rng)
+            teller.bound = {parameter: parameter for parameter in phrases.SIGNATURES[name].split()}
+            assert all(phrases.fill(teller, wording) for wording in spoken.phrases[name])
+
+
+@pytest.mark.parametrize(
+    ("rule", "number", "category"),
+    [
+        ("ru", 1, "one"),
+        ("ru", 3, "few"),
+        ("ru", 12, "many"),
+        ("ru", 101, "one"),
+        ("ar", 2, "two"),
+        ("ar", 7, "few"),
+        ("ar", 11, "many"),
+        ("ar", 100, "other"),
+        ("ar", 111, "many"),
+        ("one_other", 1, "one"),
+        ("one_other", 21, "other"),
+        ("from_two", 1, "one"),
+        ("none", 1, "other"),
+    ],
+)
+def test_plural_categories(rule: str, number: int, category: str) -> None:
+    assert phrases.plural_form(rule, number) == category
+
+
+def test_native_digits_now_and_then() -> None:
+    made = list(generate("bn", 300, seed=1))
+    native = [problem for problem in made if re.search("[০-৯]", problem.query)]
+    assert 40 < len(native) < 150
+    assert not any(re.search("[০-৯]", problem.english + problem.response) for problem in made)
+    assert made == list(generate("bn", 300, seed=1))
+    assert len({problem.query for problem in made}) > 290
 
 
 def test_same_story_other_question_other_operation() -> None:
@@ -142,6 +232,9 @@ def test_is_a_data_source() -> None:
         example.language == "en" and example.query == example.english and "####" in example.response
         for example in examples
     )
+    both = read_source("problems", Path(), {"languages": ["sw", "en"], "count": 5})
+    assert [example.language for example in both] == ["sw"] * 5 + ["en"] * 5
+    assert all(example.query != example.english for example in both[:5])
     assert len(read_source("mine", Path(), {"kind": "problems", "languages": ["en"], "count": 25, "cap": 5})) == 5
 
 

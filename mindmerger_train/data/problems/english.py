@@ -103,7 +103,7 @@ def _pick_cast(plan: Plan, rng: random.Random) -> Cast:
         "place": rng.choice(lists.places),
         "kin": rng.choice(lists.kin),
         "month": rng.choice(lists.months),
-        "item": rng.choice("bicycle phone guitar camera tent watch table carpet bed".split()),
+        "item": rng.choice(["bicycle", "phone", "guitar", "camera", "tent", "watch", "table", "carpet", "bed"]),
         "quality": rng.choice(
             ("new", "from abroad", "in the next room", "very old", "ready for the fair", "from the city")
         ),

@@ -1,7 +1,7 @@
 """The stories of `world/` told in many languages: phrases with parameters, put together the same way in all of them.
 
-A story's fact is a call, `gives P R gone x`: the phrase `gives` of the language's file, with its parameters (`SIGNATURES`) bound
-to the story's people, quantities and things. One choice of numbers, names and things is told twice, in the language and in
+A story's fact is a call, `gives P R gone x`: the phrase `gives` of the language's file, with its parameters (`SIGNATURES`)
+bound to the story's people, quantities and things. One choice of numbers, names and things is told twice, in the language and in
 English, and solved once, in English. Wordings are data (`languages/LANG.toml`), written for this project.
 
 Slots of a phrase:
@@ -35,26 +35,26 @@ _LANGUAGES = Path(__file__).parent / "languages"
 _INHERITED = Path(__file__).parent.parent / "templates"
 
 SIGNATURES: dict[str, str] = {
-    **dict.fromkeys("has also_has buys buys_n sells loses now_has left".split(), "p n x"),
-    **dict.fromkeys("some buys_some".split(), "p x"),
-    **dict.fromkeys("gives more fewer times together".split(), "p r n x"),
+    **dict.fromkeys(["has", "also_has", "buys", "buys_n", "sells", "loses", "now_has", "left"], "p n x"),
+    **dict.fromkeys(["some", "buys_some"], "p x"),
+    **dict.fromkeys(["gives", "more", "fewer", "times", "together"], "p r n x"),
     "gives_some": "p r x",
     "each": "n x g",
-    **dict.fromkeys("in_all there_are".split(), "n x"),
+    **dict.fromkeys(["in_all", "there_are"], "n x"),
     "shares": "p n x k",
     "shares_rest": "p k",
     "gives_each": "p k n x",
     "price": "x n m",
-    **dict.fromkeys("pays spends earns per_hour".split(), "p n m"),
-    **dict.fromkeys("works book reads_daily reads_days walks_morning walks_evening age".split(), "p n"),
+    **dict.fromkeys(["pays", "spends", "earns", "per_hour"], "p n m"),
+    **dict.fromkeys(["works", "book", "reads_daily", "reads_days", "walks_morning", "walks_evening", "age"], "p n"),
     "older": "p r n",
-    **dict.fromkeys("q_has q_now q_first q_left q_bought".split(), "p x"),
-    **dict.fromkeys("q_gave q_together q_more".split(), "p r x"),
-    **dict.fromkeys("q_in_all q_in_all_given q_child q_there".split(), "x"),
+    **dict.fromkeys(["q_has", "q_now", "q_first", "q_left", "q_bought"], "p x"),
+    **dict.fromkeys(["q_gave", "q_together", "q_more"], "p r x"),
+    **dict.fromkeys(["q_in_all", "q_in_all_given", "q_child", "q_there"], "x"),
     "q_each": "x g",
-    **dict.fromkeys("q_pay q_change q_earned".split(), "p m"),
+    **dict.fromkeys(["q_pay", "q_change", "q_earned"], "p m"),
     "q_price": "x m",
-    **dict.fromkeys("q_pages q_pages_left q_km q_km_more q_age".split(), "p"),
+    **dict.fromkeys(["q_pages", "q_pages_left", "q_km", "q_km_more", "q_age"], "p"),
     "q_older": "p r",
     "q_age_in": "p n",
 }
@@ -63,6 +63,7 @@ SIGNATURES: dict[str, str] = {
 _SLOT = re.compile(r"\{([^{}]+)\}")
 _START = re.compile(r"(^|[.?!]\s+[¿¡]?|^[¿¡])([^\W\d_])")
 _LARGEST_WORD = 12
+_ASK_FIRST = 0.06
 
 
 @dataclass(frozen=True)
@@ -184,13 +185,15 @@ class Teller:
     def __init__(self, plan: Plan, scene: Scene, spoken: Language, rng: random.Random) -> None:
         self.plan, self.scene, self.spoken, self.rng = plan, scene, spoken, rng
         self.spell = bool(spoken.number_words) and rng.random() < 0.12
+        self.ask_first = rng.random() < _ASK_FIRST
         self.last = ""
         self.bound: dict[str, str] = {}
 
     def tell(self, facts: list[str], ask: str) -> str:
         """The whole question; `facts` and `ask` are calls."""
-        sentences = [self.say(call, index > 0) for index, call in enumerate(facts)]
-        text = self.spoken.joiner.join([*(f"{sentence}{self.spoken.stop}" for sentence in sentences), self.say(ask, False)])
+        sentences = [f"{self.say(call, index > 0)}{self.spoken.stop}" for index, call in enumerate(facts)]
+        asked = self.say(ask, False)
+        text = self.spoken.joiner.join([asked, *sentences] if self.ask_first else [*sentences, asked])
         text = re.sub(r"  +", " ", text).strip()
         return _START.sub(lambda match: match[1] + self._capital(match[2]), text)
 
@@ -206,13 +209,19 @@ class Teller:
         self.bound = dict(zip(parameters, arguments, strict=True))
         template = self.rng.choice(self.spoken.phrases[name])
         who = self.bound.get("p", "")
-        if after and self.spoken.subject and template.startswith("{p} ") and who == self.last and self.rng.random() < 0.4:
+        if (
+            after
+            and self.spoken.subject
+            and template.startswith("{p} ")
+            and who == self.last
+            and self.rng.random() < 0.4
+        ):
             word = self.spoken.subject[self.scene.people[who][2] == "f"]
             template = (f"{word} " if word else "") + template.removeprefix("{p} ")
         self.last = who
-        return _SLOT.sub(self._slot, template)
+        return fill(self, template)
 
-    def _slot(self, match: re.Match[str]) -> str:
+    def slot(self, match: re.Match[str]) -> str:
         body = match[1]
         if "?" in body:
             slot, _, choice = body.partition("?")
@@ -248,6 +257,11 @@ class Teller:
         return (noun.get("counted") or self.spoken.counted).format(n=text, w=word, c=noun.get("c", ""))
 
 
+def fill(teller: Teller, template: str) -> str:
+    """A wording with its slots filled; the teller's parameters are bound already."""
+    return _SLOT.sub(teller.slot, template)
+
+
 def sayable(plan: Plan, code: str) -> bool:
     """Whether the language's files can say these numbers: Arabic says two without a number."""
     told = {name for fact in plan.facts for name in fact.names}
@@ -260,8 +274,11 @@ def tell(plan: Plan, code: str, rng: random.Random) -> tuple[str, str, Cast]:
     scene, cast = pick(plan, spoken, rng)
     facts = [rng.choice(fact.wordings) for fact in plan.facts]
     ask = rng.choice(plan.ask)
-    query = Teller(plan, scene, spoken, rng).tell(facts, ask)
+    teller = Teller(plan, scene, spoken, rng)
+    query = teller.tell(facts, ask)
     if spoken.digits and rng.random() < spoken.native_rate:
         query = query.translate(str.maketrans("0123456789", spoken.digits))
-    english = Teller(plan, scene, language("en"), rng).tell(facts, ask)
+    twin = Teller(plan, scene, language("en"), rng)
+    twin.ask_first = teller.ask_first
+    english = twin.tell(facts, ask)
     return query, english, cast
