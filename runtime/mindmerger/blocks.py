@@ -63,7 +63,7 @@ def _nibbles(blocks: Bytes) -> Bytes:
 def _fifths(blocks: Bytes, place: int) -> Bytes:
     """5-bit numbers: the fifth bits are 32 bits at `place`, the rest as `_nibbles`."""
     fifth = np.unpackbits(np.ascontiguousarray(blocks[:, place : place + 4]), axis=1, bitorder="little")
-    return _nibbles(blocks) | fifth << 4
+    return _nibbles(blocks) + fifth * np.uint8(16)
 
 
 def _f32(blocks: Bytes) -> Floats:

@@ -36,11 +36,6 @@ from mindmerger.steering import Steered, Wish
 from mindmerger.tokenizer import QuestionTokenizer, check_question
 from mindmerger.transcript import Transcript
 
-# Tokens of one sequence that are decoded together during an answer. Up to four give the logits of one after another to the
-# bit (LLM of the default bundle, CPU); from five on attention takes another way, which moves them by up to 0.9. So an answer
-# is the same whether its calculator's tokens come at once, as here, or one a step, as in a batch.
-_KNOWN_AT_ONCE = 4
-
 
 class MergedModel:
     """A loaded bundle that answers questions. Made by `load`; a context manager; safe to share between threads.
@@ -101,7 +96,7 @@ class MergedModel:
     def generate_batch(
         self, questions: Iterable[str], *, slots: int | None = None, **options: Unpack[OptionKeywords]
     ) -> Iterator[BatchItem]:
-        """Answer many questions, `slots` of them at a time (default 16).
+        """Answer many questions, `slots` of them at a time (default 32).
 
         Yields a `BatchItem` for each question as it ends, in the order in which they end; `index` says which question
         it is. A question that cannot be asked is an item with an `error` and does not stop the others. The options are
@@ -326,9 +321,7 @@ class MergedModel:
                         if transcript.forced:
                             for fixed in transcript.forced:
                                 sampler.accept(fixed)
-                            known = [token, *transcript.forced]
-                            for start in range(0, len(known), _KNOWN_AT_ONCE):
-                                llm.decode_tokens(known[start : start + _KNOWN_AT_ONCE])
+                            llm.decode_tokens([token, *transcript.forced])
                         else:
                             llm.step(token)
                 except Cancelled:

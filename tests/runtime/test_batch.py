@@ -232,6 +232,28 @@ def test_sequences_do_not_see_each_other(llm: LLM) -> None:
             assert sequences.positions == [0, 0, 0]
 
 
+def test_sequences_have_the_bits_of_one_alone_on_the_real_llm(smollm2: Path) -> None:
+    """Beside others of other lengths, one of them beyond 256 positions, a sequence has the logits that it has alone."""
+    lengths = [20, 51, 258]
+    with LLM(smollm2, context=512, threads=1) as llm, Sequences(llm, 3, 300) as sequences:
+        prompts = [[1, *range(500 * (i + 1), 500 * (i + 1) + length)] for i, length in enumerate(lengths)]
+        rows = [llm.embeddings.rows(prompt) for prompt in prompts]
+        indices = [sequences.append_rows(i, each, True) for i, each in enumerate(rows)]
+        last = sequences.logits(indices[-1])
+        found = []
+        for token in (700, 800):
+            sequences.step([(i, token, True) for i in range(3)])
+            found.append([sequences.logits(i) for i in range(3)])
+        for i, prompt in enumerate(prompts):
+            llm.clear()
+            llm.decode_tokens(prompt)
+            if i == 2:
+                assert np.array_equal(llm.logits(), last)
+            for step, token in enumerate((700, 800)):
+                llm.step(token)
+                assert np.array_equal(llm.logits(), found[step][i])
+
+
 def test_nothing_wrong_reaches_native_code(llm: LLM) -> None:
     for count, length in ((0, 10), (100_000, 10), (2, 0)):
         with pytest.raises(InputError):

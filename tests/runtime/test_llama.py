@@ -146,6 +146,16 @@ def test_sampling(llm: LLM) -> None:
     with llm.sampler(Sampling()) as greedy:
         assert llm.sample(greedy) == int(llm.logits().argmax())
 
+    # alone it takes a short way, beside a penalty the native chain
+    with llm.sampler(Sampling(repeat_penalty=1.5)) as penalised:
+        assert llm.sample(penalised) == int(llm.logits().argmax())
+    llm.clear()
+    llm.decode_tokens([1, 50, 60], logits=False)
+    with llm.sampler(Sampling()) as greedy, pytest.raises(ModelError, match="no logits"):
+        llm.sample(greedy)
+    llm.clear()
+    llm.decode_tokens([1, 50, 60])
+
     def draws(seed: int | None) -> list[int]:
         with llm.sampler(Sampling(temperature=2.0, top_k=50, top_p=0.99, min_p=0.001, seed=seed)) as sampler:
             return [llm.sample(sampler) for _ in range(20)]
