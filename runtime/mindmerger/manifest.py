@@ -17,6 +17,7 @@ from typing import Any
 from mindmerger.errors import BundleError
 from mindmerger.i18n import _
 from mindmerger.manifest_rules import FORMAT_VERSION, check, check_version, fault
+from mindmerger.manifest_seal import KEY, check_seal, seal
 
 FORMAT = "mindmerger-bundle"
 MANIFEST_NAME = "manifest.json"
@@ -214,6 +215,7 @@ class Manifest:
             "tools": {key: self.tools[key] for key in sorted(self.tools)},
             "parity": self.parity,
         }
+        document[KEY] = seal(document)
         return json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
@@ -249,7 +251,9 @@ def read_manifest(folder: str | Path) -> Manifest:
             _("{path} is not valid JSON: the bundle is damaged, copy or export it again").format(path=path)
         ) from None
     try:
-        return _parse(document)
+        manifest = _parse(document)
+        check_seal(document)
+        return manifest
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from None
 

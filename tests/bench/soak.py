@@ -1,13 +1,14 @@
 """Any question, any options: thousands of them, and nothing but an answer or a MindMergerError.
 
-    python tests/bench/soak.py --questions 10000                   the tiny random bundle of the tests
-    python tests/bench/soak.py --questions 200 --bundle default    the embedded default
+    python tests/bench/soak.py --count 10000                     the tiny random bundle of the tests
+    python tests/bench/soak.py --minutes 3 --bundle default      the embedded default
+    python tests/bench/soak.py --crowd 8 --bundle default        8 threads × 50 questions on one model against one thread
 
 Questions and options come from hypothesis: any Unicode (lone surrogates and NUL among it), 0 to 20,000 characters, options
 in and around their ranges; one in ten is a batch. The report says how many were answered and refused, by which error, the
-longest that one took, and how anonymous resident memory grew over the second half. Exit code 1 when something other than a
-MindMergerError came out, or memory grew by more than --growth MB; a question that takes longer than --hang seconds ends the
-process with all stacks on stderr.
+longest that one took, and how anonymous resident memory grew over the last 5,000, or the second half of fewer. Exit code 1
+when something other than a MindMergerError came out, memory grew by more than --growth MB, or (--crowd) an answer differs; a
+question that takes longer than --hang seconds ends the process with all stacks on stderr.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -34,7 +36,7 @@ from mindmerger.reclaim import give_memory_back
 
 MAX_CHARACTERS = 20_000
 MAX_NEW_TOKENS = 24
-_CHUNK = 200  # questions that one run of hypothesis makes: it remembers them all, which is not our memory
+_CHUNK = 100  # questions that one run of hypothesis makes: it remembers them all, which is not our memory
 
 _VALID = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 _CHARACTERS = st.one_of(
@@ -143,9 +145,15 @@ def ask(model: MergedModel, question: str, given: dict[str, Any], way: int, tall
         tally.longest_seconds, tally.longest_question = seconds, f"{question[:60]!r} {given!r:.300}"
 
 
-def soak(model: MergedModel, count: int, tally: Tally, hang: float = 0.0, each: Any = None) -> None:
-    """Ask `count` generated questions, `each()` after every chunk. With `hang`, a question of more seconds ends the process."""
+def soak(
+    model: MergedModel, count: int, tally: Tally, hang: float = 0.0, each: Any = None, seconds: float = float("inf")
+) -> None:
+    """Ask `count` generated questions, or for so many seconds; `each()` after every chunk. With `hang`, a question of more
+    seconds than that ends the process."""
+    began = perf_counter()
     for chunk in range(-(-count // _CHUNK)):
+        if perf_counter() - began > seconds:
+            return
 
         @seed(chunk)
         @settings(
@@ -157,6 +165,8 @@ def soak(model: MergedModel, count: int, tally: Tally, hang: float = 0.0, each: 
         )
         @given(questions(), options(), st.integers(0, 9))
         def run(question: str, given: dict[str, Any], way: int) -> None:
+            if perf_counter() - began > seconds:
+                return
             if hang:
                 faulthandler.dump_traceback_later(hang, exit=True)
             ask(model, question, given, way, tally)
@@ -178,15 +188,31 @@ def resident() -> int:
     return 0
 
 
+def crowd(model: MergedModel, threads: int, each: int = 50) -> dict[str, Any]:
+    """`each` questions by every one of so many threads at once, against the same by one thread."""
+    asked = [f"¿Cuánto es {number} + {3 * number % 17}?" for number in range(each)]
+
+    def answers(_thread: int = 0) -> list[tuple[str, tuple[int, ...]]]:
+        return [(it.text, it.token_ids) for it in (model.answer(one, max_new_tokens=MAX_NEW_TOKENS) for one in asked)]
+
+    alone = answers()
+    with ThreadPoolExecutor(threads) as pool:
+        together = list(pool.map(answers, range(threads)))
+    different = sum(one != two for own in together for one, two in zip(alone, own, strict=True))
+    return {"threads": threads, "questions": each, "different": different}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--questions", type=int, default=10_000)
+    parser.add_argument(
+        "--count", "--questions", type=int, help="questions (default: 10,000, or as many as fit --minutes)"
+    )
+    parser.add_argument("--minutes", type=float, help="stop after so many")
+    parser.add_argument("--crowd", type=int, metavar="THREADS", help="so many threads × 50 questions, and no soak")
     parser.add_argument("--bundle", help="folder, name, or 'default' (without: the tests' tiny random bundle)")
     parser.add_argument("--hang", type=float, default=120.0, help="seconds after which a question counts as hanging")
     parser.add_argument("--growth", type=float, default=8.0, help="MB that memory may grow by in the second half")
     arguments = parser.parse_args()
-    tally = Tally()
-    memory: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
         bundle = None if arguments.bundle == "default" else arguments.bundle
         if arguments.bundle is None:
@@ -194,34 +220,44 @@ def main() -> None:
             from tests import tiny
 
             bundle = str(tiny.bundle(Path(folder) / "tiny"))
-
-        def each() -> None:
-            memory.append(resident())
-            print(f"\r{tally.asked}/{arguments.questions}, {memory[-1] / 2**20:.1f} MB", end="", file=sys.stderr)
-
         with mindmerger.load(bundle, threads=1) as model:
-            began = perf_counter()
-            soak(model, arguments.questions, tally, arguments.hang, each)
-            seconds = perf_counter() - began
-    print(file=sys.stderr)
-    half = len(memory) // 2
-    growth = (memory[-1] - memory[half - 1]) / 2**20 if half else 0.0
-    print(
-        json.dumps(
-            {
-                "questions": tally.asked,
-                "outcomes": dict(tally.outcomes.most_common()),
-                "seconds": round(seconds, 1),
-                "longest_seconds": round(tally.longest_seconds, 2),
-                "longest_question": tally.longest_question,
-                "anonymous_memory_mb": [round(size / 2**20, 1) for size in memory],
-                "growth_of_second_half_mb": round(growth, 2),
-            },
-            indent=2,
-            ensure_ascii=True,
-        )
+            if arguments.crowd:
+                report = crowd(model, arguments.crowd)
+                failed = report["different"] > 0
+            else:
+                report = _soak(model, arguments)
+                failed = report["growth_mb"] > arguments.growth
+    print(json.dumps(report, indent=2, ensure_ascii=True))
+    sys.exit(failed)
+
+
+def _soak(model: MergedModel, arguments: argparse.Namespace) -> dict[str, Any]:
+    tally = Tally()
+    memory: list[tuple[int, int]] = []
+    count = arguments.count or (10_000 if arguments.minutes is None else 10**9)
+
+    def each() -> None:
+        memory.append((tally.asked, resident()))
+        print(f"\r{tally.asked} questions, {memory[-1][1] / 2**20:.1f} MB", end="", file=sys.stderr, flush=True)
+
+    began = perf_counter()
+    soak(
+        model, count, tally, arguments.hang, each, float("inf") if arguments.minutes is None else 60 * arguments.minutes
     )
-    sys.exit(growth > arguments.growth)
+    seconds = perf_counter() - began
+    print(file=sys.stderr)
+    last = min(5_000, tally.asked // 2)
+    before = [held for asked, held in memory if asked <= tally.asked - last]
+    return {
+        "questions": tally.asked,
+        "outcomes": dict(tally.outcomes.most_common()),
+        "seconds": round(seconds, 1),
+        "longest_seconds": round(tally.longest_seconds, 2),
+        "longest_question": tally.longest_question,
+        "anonymous_memory_mb": [round(held / 2**20, 1) for _asked, held in memory],
+        "growth_over_the_last": last,
+        "growth_mb": round((memory[-1][1] - before[-1]) / 2**20, 2) if before else 0.0,
+    }
 
 
 if __name__ == "__main__":
