@@ -1,8 +1,8 @@
 """Word problems without end: stories of a few quantities, any of which may be asked for, with worked solutions.
 
 `generate` is all that others need. English has a grammar of its own (`english`: many stories, much variety); the other
-languages tell the stories of `world/` in phrases (`phrases`), each with its English twin. What both share: `quantities` (rules and how to
-solve), `story` (what is told and asked), `template` (wordings with choices), `words` (English word forms).
+languages tell the stories of `world/` in phrases (`phrases`), each with its English twin. What both share: `quantities`
+(rules and how to solve), `story` (what is told and asked), `template` (wordings with choices), `words` (English forms).
 """
 
 from __future__ import annotations

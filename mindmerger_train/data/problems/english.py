@@ -3,7 +3,7 @@
 Slots of the templates:
 
 * `{P}`, `{R}`, `{Q}`: a person as the subject, by name or, where it is clear who is meant, by pronoun; `{P!}` by name;
-  `{P.s}` of the person, `{P.his}`, `{P.him}`, `{P.he}`;
+  `{P.s}` of the person, `{P.his}`, `{P.him}`, `{P.he}`; `{P.kin}` what a relative of that sex is;
 * `{x}`, `{y}`: the things, plural; `{x.1}` one, `{x.a}` with its article, `{x.all}` what x and y both are;
   `{g}` what holds them;
   `{x.get}` comes by such things, `{x.lose}` gets rid of them: a verb in the story's tense
@@ -53,6 +53,10 @@ _MONEY = (
     ("{} pesos", "peso"), ("{} rupees", "rupee"), ("{} shillings", "shilling"), ("{} naira", "naira"), ("{} taka", "taka"),
     ("{} yuan", "yuan"), ("{} baht", "baht"),
 )  # fmt: skip
+_KIN_GENDER = {
+    **dict.fromkeys(("brother", "father", "uncle", "grandfather"), "m"),
+    **dict.fromkeys(("sister", "mother", "aunt", "grandmother"), "f"),
+}
 _WITH_CENTS = ("dollar", "euro", "pound")
 _UNCHANGED = ("naira", "taka", "yuan", "baht")
 
@@ -104,9 +108,7 @@ def _pick_cast(plan: Plan, rng: random.Random) -> Cast:
         "kin": rng.choice(lists.kin),
         "month": rng.choice(lists.months),
         "item": rng.choice(["bicycle", "phone", "guitar", "camera", "tent", "watch", "table", "carpet", "bed"]),
-        "quality": rng.choice(
-            ("new", "from abroad", "in the next room", "very old", "ready for the fair", "from the city")
-        ),
+        "quality": rng.choice(("new", "from abroad", "in the next room", "from the city")),
     }
     nouns = {"x": x, "y": y, "all": both, "g": container, "z": rng.choice(other.nouns)}
     return Cast(people, things, nouns, rng.choice(things.get), rng.choice(things.lose), money, plain)
@@ -218,6 +220,8 @@ class Writer:
         who = self.cast.people[name.rstrip("!")]
         if form in ("he", "him", "his", "self"):
             return {"he": who.he, "him": who.him, "his": who.his, "self": f"{who.him}self"}[form]
+        if form == "kin":
+            return self.rng.choice([kin for kin in words().kin if _KIN_GENDER.get(kin, who.gender) == who.gender])
         clear = self.focus is who and not by_name
         if form == "s":
             if clear and self.rng.random() < 0.7:
@@ -305,12 +309,12 @@ def _place(templates: list[str], rng: random.Random) -> int:
 
 def _bare(text: str, first: bool) -> str:
     """A clause that is to follow `if`: an adverb of time that it begins with goes to its end, or goes."""
-    match = re.match(r"(now|then|besides|after that|later|so|at first|in the end),? (?=\w)", text)
+    match = re.match(r"(now|then|besides|altogether|after that|later|so|at first|in the end),? (?=\w)", text)
     if match is not None:
         text = text[match.end() :]
         # What was the case then differs from what was before; an event needs no adverb.
-        if re.search(r"\b(has|had|have|is|are|was|were|remains?|remained)\b", text):
-            text += {"now": " now", "then": " after that", "besides": "", "later": "", "so": ""}.get(
+        if re.search(r"\b(has|had|have|is|are|was|were|live|remains?|remained)\b", text):
+            text += {"now": " now", "then": " after that", "besides": "", "altogether": "", "later": "", "so": ""}.get(
                 match[1], f" {match[1]}"
             )
     text = re.sub(r"^((?:on|in|at) [^,]{3,25}),", r"\1", text)

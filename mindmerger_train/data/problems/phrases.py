@@ -1,8 +1,8 @@
 """The stories of `world/` told in many languages: phrases with parameters, put together the same way in all of them.
 
-A story's fact is a call, `gives P R gone x`: the phrase `gives` of the language's file, with its parameters (`SIGNATURES`)
-bound to the story's people, quantities and things. One choice of numbers, names and things is told twice, in the language and in
-English, and solved once, in English. Wordings are data (`languages/LANG.toml`), written for this project.
+A story's fact is a call, `gives P R gone x`: the phrase `gives` of the language's file, with its parameters
+(`SIGNATURES`) bound to the story's people, quantities and things. One choice of numbers, names and things is told twice, in
+the language and in English, and solved once, in English. Wordings are data (`languages/LANG.toml`), written for this project.
 
 Slots of a phrase:
 
