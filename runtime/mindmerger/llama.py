@@ -28,6 +28,7 @@ from mindmerger.embeddings import EmbeddingTable
 from mindmerger.errors import InputError, ModelError
 from mindmerger.i18n import _
 from mindmerger.native_batch import NativeBatch, checked_ids, checked_rows
+from mindmerger.native_callbacks import silence, stop_when_set
 from mindmerger.sampling import Sampler, Sampling
 
 _BATCH = 512
@@ -65,7 +66,7 @@ def backend(verbose: bool = False) -> ModuleType:
                     )
                 ) from None
             _log_callbacks[True] = native.llama_log_callback(_show)
-            _log_callbacks[False] = _silence(native)
+            _log_callbacks[False] = silence(native)
             native.llama_log_set(_log_callbacks[verbose], None)
             native.llama_backend_init()
             _backend = native
@@ -76,19 +77,6 @@ def backend(verbose: bool = False) -> ModuleType:
 def supports_gpu() -> bool:
     """Whether the installed llama.cpp was built with a backend for some GPU."""
     return bool(backend().llama_supports_gpu_offload())
-
-
-def _silence(native: ModuleType) -> Any:
-    """A log callback that says nothing, as native code: libc's `abs` of the level.
-
-    In a Python function Ctrl-C would end nothing: ctypes prints "Exception ignored" and goes on. llama.cpp logs hundreds of
-    lines while it loads, so that is where it used to arrive.
-    """
-    try:
-        library = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
-        return ctypes.cast(library.abs, native.llama_log_callback)
-    except (OSError, AttributeError):
-        return native.llama_log_callback(lambda _level, _text, _data: None)
 
 
 def _show(_level: int, text: bytes, _data: object) -> None:
@@ -197,7 +185,7 @@ class LLM:
         parameters.n_outputs_max = sequences
         parameters.n_threads = parameters.n_threads_batch = self.threads
         parameters.no_perf = True
-        callback = _abort_callback(native)
+        callback = stop_when_set(native)
         if callback is not None:
             parameters.abort_callback = callback
             parameters.abort_callback_data = ctypes.addressof(self._flag)
@@ -397,17 +385,3 @@ class LLM:
         # an LLM that failed in __init__ may lack everything
         if getattr(self, "_native", None) is not None and not sys.is_finalizing():
             self.close()
-
-
-def _abort_callback(native: ModuleType) -> Any:
-    """llama.cpp's abort callback as native code: libc's `strlen` on a two-byte flag.
-
-    The callback runs before every node of the graph, a thousand times a token; a Python function would take the
-    interpreter's lock each time. `strlen` of "" is 0 (go on) and of "\\1" is 1 (stop), which is exactly the
-    `bool f(void *)` that is wanted, in every calling convention that returns small integers in one register.
-    """
-    try:
-        library = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
-        return ctypes.cast(library.strlen, native.ggml_abort_callback)
-    except (OSError, AttributeError):
-        return None  # cancelling then waits for the end of the native call
