@@ -36,7 +36,7 @@ TEXT = "Question: What is 15+27?\nAnswer:"
 
 
 def spec_of(folder: Path) -> LLMSpec:
-    return LLMSpec(str(folder), "tiny", json.loads((folder / "config.json").read_text())["model_type"], tiny_llms.WIDTH)
+    return LLMSpec(str(folder), "tiny", "any", tiny_llms.WIDTH)
 
 
 def checkpoint_of(folder: Path, **changes: Any) -> Checkpoint:
@@ -60,7 +60,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One whose rows divide into blocks of 256."""
     return tiny_llms.llm_folder(
-        tmp_path_factory.mktemp("wide") / "llm", "llama2", hidden_size=256, intermediate_size=512
+        tmp_path_factory.mktemp("wide") / "llm",
+        "llama2",
+        hidden_size=256,
+        intermediate_size=512,
+        initializer_range=0.06,
     )
 
 
