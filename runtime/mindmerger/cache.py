@@ -71,9 +71,7 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_file(
-    path: Path, size: int, sha256: str, what: str, inspect: Callable[[Path], None] | None = None
-) -> None:
+def check_file(path: Path, size: int, sha256: str, what: str, inspect: Callable[[Path], None] | None = None) -> None:
     """Raise BundleError unless `path` has this size and hash. `what` names the file in the message.
 
     `inspect` looks into a file that is not remembered, and raises BundleError where it is not what it should be.
