@@ -11,9 +11,10 @@ Knows nothing about bundles, files or terminals.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Protocol
 
 from mindmerger.errors import MindMergerError
 from mindmerger.generation import Generation
@@ -52,14 +53,30 @@ class BatchItem:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all questions of a batch share."""
+    """What all questions over one LLM share."""
 
     llm: LLM
     merging: Merging
     bos: bool  # whether a position of each slot is BOS
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a question is answered."""
+
     new_sampler: Callable[[], Sampler]
     new_transcript: Callable[[Plan], Transcript]
     timeout: float  # seconds from the slot, looked at after each token; infinite where there is none
+
+
+class Listener(Protocol):
+    """Who hears of an answer while it grows, in the thread that steps the slots."""
+
+    def merged(self, ready: Ready) -> None:
+        """What the LLM is given is known."""
+
+    def text(self, text: str) -> None:
+        """More of the answer, in whole characters."""
 
 
 class _Clock:
@@ -80,10 +97,14 @@ class _Clock:
 
 
 @dataclass(frozen=True)
-class _Question:
+class Question:
+    """A question that fits into a slot, as it was `asked`; `index` is the caller's name for it."""
+
     index: int
     asked: str
     plan: Plan
+    manner: Manner
+    listener: Listener | None = None
 
 
 @dataclass
@@ -91,7 +112,7 @@ class _Slot:
     """A question in work."""
 
     sequence: int
-    question: _Question
+    question: Question
     ready: Ready
     sampler: Sampler
     transcript: Transcript
@@ -100,24 +121,25 @@ class _Slot:
     error: MindMergerError | None = None
 
 
-def run(setting: Setting, plans: Iterable[tuple[int, str, Plan]], slots: int) -> Generator[BatchItem, None, None]:
-    """Answer all plans, given with index and text of their questions; yields the items as they end.
+def run(setting: Setting, questions: Iterable[Question], slots: int) -> Generator[BatchItem, None, None]:
+    """Answer all questions; yields the items as they end.
 
     When the LLM is cancelled, what has begun is yielded as "cancelled" and the rest is not begun.
     """
-    for questions, count, length in _passes([_Question(*each) for each in plans], slots, setting.bos):
-        batch = _Batch(setting, questions, count, length)
-        try:
-            yield from batch.items()
-        finally:
-            batch.close()
-        if batch.cancelled:
-            return
+    for ordered, count, length in _passes(list(questions), slots, setting.bos):
+        with Slots(setting, count, length) as batch:
+            for question in ordered:
+                batch.add(question)
+            while batch.busy:
+                for item in batch.advance():
+                    batch.clock.leave()
+                    yield item
+                    batch.clock.return_()
+            if batch.cancelled:
+                return
 
 
-def _passes(
-    questions: list[_Question], slots: int, bos: bool
-) -> Generator[tuple[list[_Question], int, int], None, None]:
+def _passes(questions: list[Question], slots: int, bos: bool) -> Generator[tuple[list[Question], int, int], None, None]:
     """Questions with the number of slots and their length: one pass, but another with fewer slots for the very long."""
     room = max(slots * _SLOT_POSITIONS, _POSITIONS)
     needs = {id(question): bos + question.plan.positions + question.plan.max_new_tokens for question in questions}
@@ -128,7 +150,7 @@ def _passes(
             continue
         length = max(needs[id(question)] for question in part)
         length = -(-length // 256) * 256  # llama.cpp's own unit
-        ordered: list[_Question] = []
+        ordered: list[Question] = []
         for start in range(0, len(part), _WINDOW):
             window = part[start : start + _WINDOW]
             # the longest first: what ends last should be short, for it leaves the other slots empty
@@ -136,38 +158,58 @@ def _passes(
         yield ordered, max(1, min(slots, len(part), room // length)), length
 
 
-class _Batch:
-    """One pass: a context, its slots, and the questions that wait for one."""
+class Slots:
+    """Questions that are answered side by side in one context; new ones may come at every step. Not thread-safe.
 
-    def __init__(self, setting: Setting, questions: Sequence[_Question], slots: int, length: int) -> None:
+    `count` slots of `length` positions each. Closed before the LLM is.
+    """
+
+    def __init__(self, setting: Setting, count: int, length: int) -> None:
         self._setting = setting
-        self._waiting = deque(questions)
-        self._encoded: deque[tuple[_Question, Ready | MindMergerError, float]] = deque()
-        self._clock = _Clock()
+        self._waiting: deque[Question] = deque()
+        self._encoded: deque[tuple[Question, Ready | MindMergerError, float]] = deque()
         self._busy: list[_Slot] = []
-        self._sequences = Sequences(setting.llm, slots, length)
-        self._free = list(range(slots))[::-1]
+        self._sequences = Sequences(setting.llm, count, length)
+        self._free = list(range(count))[::-1]
+        self.count = count
+        self.clock = _Clock()
         self.cancelled = False
 
-    def items(self) -> Generator[BatchItem, None, None]:
-        ready: deque[BatchItem] = deque()
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to be done."""
+        return bool(self._waiting or self._encoded or self._busy)
+
+    def add(self, question: Question) -> None:
+        """Take a question, which waits for a free slot. It must fit: positions of the question, answer, BOS ≤ `length`."""
+        self._waiting.append(question)
+
+    def cut(self, index: int) -> None:
+        """End the answer of a question in a slot as "cancelled", with the next `advance`."""
+        for slot in self._busy:
+            if slot.question.index == index:
+                slot.transcript.cut("cancelled")
+
+    def advance(self) -> list[BatchItem]:
+        """Fill the free slots, then one token for every busy one; returns what has ended.
+
+        When the LLM is cancelled, what is in a slot ends as "cancelled", what waits is dropped, and `cancelled` is set. After
+        an error the slots are of no further use.
+        """
+        ended: list[BatchItem] = []
         try:
-            while self._waiting or self._encoded or self._busy:
-                self._fill(ready)
-                self._end(ready)
-                while ready:
-                    item = ready.popleft()
-                    self._clock.leave()
-                    yield item
-                    self._clock.return_()
-                self._step()
+            self._end(ended)
+            self._fill(ended)
+            self._end(ended)
+            self._step()
         except Cancelled:
             self.cancelled = True
-        if self.cancelled:
+            self._waiting.clear()
+            self._encoded.clear()
             for slot in self._busy:
                 slot.transcript.cut("cancelled")
-            self._end(ready)
-            yield from ready
+        self._end(ended)
+        return ended
 
     def close(self) -> None:
         """Free the samplers of what was not finished, and the context."""
@@ -176,9 +218,15 @@ class _Batch:
         self._busy = []
         self._sequences.close()
 
+    def __enter__(self) -> Slots:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     # ------------------------------------------------------------------------------------- taking questions
 
-    def _fill(self, ready: deque[BatchItem]) -> None:
+    def _fill(self, ended: list[BatchItem]) -> None:
         """Put waiting questions into the free slots, up to the first token of each answer."""
         started = []
         while self._free and (self._waiting or self._encoded):
@@ -187,23 +235,25 @@ class _Batch:
                 self._encode()
             question, merged, encode_ms = self._encoded.popleft()
             if isinstance(merged, MindMergerError):
-                ready.append(BatchItem(question.index, question.asked, None, merged))
+                ended.append(BatchItem(question.index, question.asked, None, merged))
                 continue
             slot = self._slot(self._free.pop(), question, merged, encode_ms)
             self._busy.append(slot)
             started.append(slot)
+            if question.listener is not None:
+                question.listener.merged(merged)
         for slot in started:
             self._check_cancelled()
             self._prefill(slot)
 
-    def _slot(self, sequence: int, question: _Question, ready: Ready, encode_ms: float) -> _Slot:
+    def _slot(self, sequence: int, question: Question, ready: Ready, encode_ms: float) -> _Slot:
         return _Slot(
             sequence=sequence,
             question=question,
             ready=ready,
-            sampler=self._setting.new_sampler(),
-            transcript=self._setting.new_transcript(question.plan),
-            times=Times(self._clock.now(), encode_ms=encode_ms, before_ms=encode_ms),
+            sampler=question.manner.new_sampler(),
+            transcript=question.manner.new_transcript(question.plan),
+            times=Times(self.clock.now(), encode_ms=encode_ms, before_ms=encode_ms),
             feed=[],
         )
 
@@ -228,14 +278,14 @@ class _Batch:
 
     def _prefill(self, slot: _Slot) -> None:
         """Everything before the answer of one question: a call of one sequence, whose length then need not be the others'."""
-        began = self._clock.now()
+        began = self.clock.now()
         index = 0
         for part, last in slot.ready.calls():
             if isinstance(part, list):
                 index = self._sequences.append_tokens(slot.sequence, part, last)
             else:
                 index = self._sequences.append_rows(slot.sequence, part, last)
-        slot.times.prefilled = self._clock.now()
+        slot.times.prefilled = self.clock.now()
         slot.times.prefill_ms = (slot.times.prefilled - began) * 1e3
         self._draw(slot, index)
 
@@ -262,19 +312,21 @@ class _Batch:
             slot.error = error
             return
         if slot.times.first is None:
-            slot.times.first = self._clock.now()
+            slot.times.first = self.clock.now()
         transcript = slot.transcript
-        transcript.take(token)
+        text = transcript.take(token)
         if transcript.finish is None:
             for forced in transcript.forced:
                 slot.sampler.accept(forced)
             slot.feed = [token, *transcript.forced]
-            if self._clock.now() - slot.times.began > self._setting.timeout:
-                transcript.cut("timeout")
+            if self.clock.now() - slot.times.began > slot.question.manner.timeout:
+                text += transcript.cut("timeout")
+        if text and slot.question.listener is not None:
+            slot.question.listener.text(text)
 
-    def _end(self, ready: deque[BatchItem]) -> None:
+    def _end(self, ended: list[BatchItem]) -> None:
         """Take the finished answers out of their slots."""
-        now = self._clock.now()
+        now = self.clock.now()
         for slot in [slot for slot in self._busy if slot.error is not None or slot.transcript.finish is not None]:
             self._busy.remove(slot)
             slot.sampler.close()
@@ -283,7 +335,7 @@ class _Batch:
             generation = None
             if slot.error is None:
                 generation = record(slot.question.plan, slot.ready, slot.transcript, slot.times, now)
-            ready.append(BatchItem(slot.question.index, slot.question.asked, generation, slot.error))
+            ended.append(BatchItem(slot.question.index, slot.question.asked, generation, slot.error))
 
     def _check_cancelled(self) -> None:
         if self._setting.llm.cancelled:

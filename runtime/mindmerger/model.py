@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
 from typing import Any, Unpack
@@ -60,6 +61,7 @@ class MergedModel:
         self._tokenizer = tokenizer
         self._graph = graph
         self._merging = Merging(self.manifest, graph, llm)
+        self._setting = batch.Setting(llm, self._merging, self.manifest.prompt.bos_id is not None)
         self._turn = threading.Lock()
         self._turn_of: int | None = None
         # weak: a stream that nobody reads any more must end, and free the model
@@ -118,38 +120,57 @@ class MergedModel:
         wish, sources = self._wish(asked)
         if asked.grammar is not None:
             self.llm.sampler(sampling).close()
-        setting = batch.Setting(
-            llm=self.llm,
-            merging=self._merging,
-            bos=self.manifest.prompt.bos_id is not None,
-            new_sampler=lambda: self.llm.sampler(sampling),
-            new_transcript=lambda plan: self._transcript(plan, asked),
-            timeout=asked.deadline(),
-        )
+        manner = self._manner(asked, sampling)
         itself: list[weakref.ref[Generator[BatchItem, None, None]]] = []
 
         def items() -> Generator[BatchItem, None, None]:
             self._take_turn()
             self._running = itself[0]
             try:
-                plans = []
+                plans: list[batch.Question] = []
                 for index, question in enumerate(questions):
                     if self.llm.cancelled:
                         return
                     try:
                         plan = self._plan(question, asked.max_new_tokens, wish, sources)
-                        plans.append((index, question, plan))
+                        plans.append(batch.Question(index, question, plan, manner))
                     except MindMergerError as error:
                         yield BatchItem(index, question, None, error)
                 if self._low_memory:
                     self._tokenizer.release()
-                yield from batch.run(setting, plans, slots)
+                yield from batch.run(self._setting, plans, slots)
             finally:
                 self._end_turn()
 
         answering = items()
         itself.append(weakref.ref(answering))
         return answering
+
+    def question(self, index: int, question: str, asked: Options, listener: batch.Listener | None) -> batch.Question:
+        """A question for `slots`, checked. A limit beyond what the context has room for is what it has room for."""
+        sampling = asked.sampling(self.manifest.generation)
+        plan = self._plan(question, None, *self._wish(asked))
+        if asked.max_new_tokens is not None:
+            room = self.llm.context - plan.positions - self._setting.bos
+            plan = replace(plan, max_new_tokens=min(asked.max_new_tokens, room))
+        if asked.grammar is not None:
+            self.llm.sampler(sampling).close()
+        return batch.Question(index, question, plan, self._manner(asked, sampling), listener)
+
+    @contextmanager
+    def slots(self, count: int) -> Iterator[batch.Slots]:
+        """`count` questions side by side, which may come at any time: for services.
+
+        The model is busy meanwhile. Each slot has as many positions as the context.
+        """
+        if not 1 <= count <= max_sequences():
+            raise InputError(f"slots must be a whole number from 1 to {max_sequences()}, not {count}")
+        self._take_turn()
+        try:
+            with batch.Slots(self._setting, count, self.llm.context) as slots:
+                yield slots
+        finally:
+            self._end_turn()
 
     def explain(self, question: str, *, language: str | None = None) -> Explanation:
         """What the gate says of `question`, told its `language` or not; nothing is generated."""
@@ -270,6 +291,13 @@ class MergedModel:
             options.llm_weight,
             options.soft_prompt,
             options.question_in_prompt,
+        )
+
+    def _manner(self, asked: Options, sampling: Sampling) -> batch.Manner:
+        return batch.Manner(
+            new_sampler=lambda: self.llm.sampler(sampling),
+            new_transcript=lambda plan: self._transcript(plan, asked),
+            timeout=asked.deadline(),
         )
 
     def _transcript(self, plan: Plan, options: Options) -> Transcript:

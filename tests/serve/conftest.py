@@ -143,13 +143,13 @@ def random(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Says "abab…" until something else ends it: what an answer of minutes does, without the minutes."""
+    """Says "ab\\nab\\n…" until something else ends it: what an answer of minutes does, without the minutes."""
     folder = tmp_path_factory.mktemp("serve") / "endless"
     folder.mkdir()
     files = [
         tiny.file_info("merger", tiny.merger_graph(folder / "merger.onnx")),
         tiny.file_info("tokenizer", tiny.tokenizer(folder / "tokenizer.json")),
-        tiny.file_info("llm", tiny.scripted_llm(folder / "llm.gguf", {"\n": "a", "a": "b", "b": "a"})),
+        tiny.file_info("llm", tiny.scripted_llm(folder / "llm.gguf", {"\n": "a", "a": "b", "b": "\n"})),
     ]
     manifest = tiny.manifest(files, tiny.Recipe(max_new_tokens=1_000_000))
     (folder / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")

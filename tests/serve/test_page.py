@@ -87,8 +87,13 @@ def test_words_are_whole(elements: list[tuple[str, dict[str, str | None]]]) -> N
         assert set(sentences) == set(words["en"]), language
         for key, sentence in sentences.items():
             assert sentence.strip()
-            assert set(re.findall(r"\{\w+\}", sentence)) == set(re.findall(r"\{\w+\}", words["en"][key])), (language, key)
-    used = {attributes[name] for _tag, attributes in elements for name in ("data-word", "data-label") if name in attributes}
+            assert set(re.findall(r"\{\w+\}", sentence)) == set(re.findall(r"\{\w+\}", words["en"][key])), (
+                language,
+                key,
+            )
+    used = {
+        attributes[name] for _tag, attributes in elements for name in ("data-word", "data-label") if name in attributes
+    }
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     used |= set(re.findall(r'word\("(\w+)"', script)) | {"own", "set"}
     assert used == set(words["en"])
@@ -122,8 +127,8 @@ def test_a_stream_in_any_pieces(served: Served) -> None:
         const data = Buffer.from('{data.hex()}', 'hex');
         const reader = (size, end) => {{ let at = 0; return {{ read: async () => at >= end ? {{ done: true }}
           : {{ done: false, value: data.subarray(at, Math.min(end, at += size)) }} }}; }};
-        const all = async (size, end = data.length) => {{
-          let text = ""; try {{ for await (const one of events(reader(size, end))) text += one.choices[0].delta.content ?? ""; }}
+        const all = async (size, end = data.length) => {{ let text = "";
+          try {{ for await (const one of events(reader(size, end))) text += one.choices[0].delta.content ?? ""; }}
           catch (error) {{ text += "!" + error.message; }} return text; }};
         console.log(JSON.stringify([await all(1), await all(7), await all(1e6), await all(50, data.length - 20)]));
     """

@@ -104,7 +104,7 @@ class Service:
         self._check_model(body.model)
         if body.stream_options is not None and not body.stream:
             raise ApiError(400, "stream_options needs stream: leave it out, or stream", param="stream_options")
-        ticket = await self._engine.submit(body.question(), body.options())
+        ticket = await self._engine.submit(body.question(), body.options(), listens=bool(body.stream))
         if body.stream:
             return await answers.stream(ticket, form, request.receive, body.with_usage)
         return await answers.whole(ticket, form, request.receive)

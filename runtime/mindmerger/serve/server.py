@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import signal
 import socket
 import sys
@@ -105,6 +106,7 @@ class Server(uvicorn.Server):
             self.force_exit = True
             self.forced_by = number
             self._on_force()
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what is cut here is no defect
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
 

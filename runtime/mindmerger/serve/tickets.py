@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from time import perf_counter
 
+from mindmerger.batch import Question
 from mindmerger.errors import MindMergerError
 from mindmerger.generation import Generation
-from mindmerger.options import Options
+from mindmerger.merging import Ready
 
 
 @dataclass(frozen=True)
 class Started:
-    """The question has a slot and was merged: what the LLM is given. As in `Generation`; `waited_ms` in the queue."""
+    """The question has a slot and was merged: what the LLM is given. As in `Generation`."""
 
     language: dict[str, float] | None
     encoder_weight: float
     llm_weight: float
     soft_prompt_rows: int
     prompt_tokens: int
-    waited_ms: float
 
 
 class Busy(Exception):
@@ -42,30 +42,55 @@ Event = Started | str | Generation | MindMergerError | Busy
 
 
 class Ticket:
-    """One question: `events` for the request's coroutine, `post` for the engine's thread, `cancel` for both."""
+    """One question: `events` for the request's coroutine, the rest but `cancel` for the engine's thread.
 
-    def __init__(self, question: str, options: Options, loop: asyncio.AbstractEventLoop) -> None:
-        self.question = question
-        self.options = options
-        self.asked = perf_counter()
+    It listens to its question in the slots: what the LLM is given and the text as it comes, where that is wanted.
+    """
+
+    def __init__(
+        self, number: int, loop: asyncio.AbstractEventLoop, leave: Callable[[Ticket], None], *, listens: bool
+    ) -> None:
+        self.number = number
+        self.question: Question | None = None
         self.waited_ms = 0.0
         self.cancelled = False
+        self._came = perf_counter()
         self._loop = loop
+        self._leave = leave
+        self._listens = listens
         self._events: asyncio.Queue[Event] = asyncio.Queue()
+
+    def begins(self) -> None:
+        """It has a slot."""
+        self.waited_ms = (perf_counter() - self._came) * 1e3
+
+    def merged(self, ready: Ready) -> None:
+        """What the LLM is given is known."""
+        if self._listens:
+            self.post(
+                Started(
+                    language=ready.language,
+                    encoder_weight=ready.encoder_weight,
+                    llm_weight=ready.llm_weight,
+                    soft_prompt_rows=ready.soft_prompt_rows,
+                    prompt_tokens=ready.prompt_tokens,
+                )
+            )
+
+    def text(self, text: str) -> None:
+        """More of the answer."""
+        if self._listens:
+            self.post(text)
 
     def post(self, event: Event) -> None:
         """Hand an event to the coroutine that waits, from any thread. After its loop has ended, to nobody."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    async def next(self) -> Event:
-        """The next event; after a `Generation` or an error there is none."""
-        return await self._events.get()
-
     async def events(self) -> AsyncIterator[Started | str | Generation]:
         """Events up to the `Generation`; raises the error where there is one. Whoever stops reading calls `cancel`."""
         while True:
-            event = await self.next()
+            event = await self._events.get()
             if isinstance(event, (MindMergerError, Busy)):
                 raise event
             yield event
@@ -73,5 +98,7 @@ class Ticket:
                 return
 
     def cancel(self) -> None:
-        """Nobody waits any more: the engine takes it out of the queue or the slot with its next step. Harmless twice."""
-        self.cancelled = True
+        """Nobody waits any more: the engine takes it out of the queue, or of the slot with the next step. Harmless twice."""
+        if not self.cancelled:
+            self.cancelled = True
+            self._leave(self)
