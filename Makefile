@@ -3,7 +3,7 @@
 PYTHON ?= python3
 QUESTION ?= ¿Cuánto es 15 + 27?
 
-.PHONY: run test bench clean
+.PHONY: run test test-browser bench clean
 .DEFAULT_GOAL := run
 
 .venv/run.stamp: pyproject.toml
@@ -22,6 +22,12 @@ run: .venv/run.stamp
 
 test: .venv-test/test.stamp
 	.venv-test/bin/python -m pytest
+
+# The page in Chromium: an installed one, else the one that playwright downloads.
+test-browser: .venv-test/test.stamp
+	.venv-test/bin/python -m pip install --quiet --disable-pip-version-check playwright axe-playwright-python
+	command -v chromium chromium-browser google-chrome > /dev/null || .venv-test/bin/python -m playwright install chromium
+	MINDMERGER_BROWSER=1 .venv-test/bin/python -m pytest tests/serve/test_browser.py
 
 clean:
 	rm -rf .venv .venv-test build *.egg-info

@@ -6,6 +6,7 @@ They need Chromium and the packages playwright and axe-playwright-python, which 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,7 +103,7 @@ def test_drag_a_weight(tab: Tab) -> None:
     tab.page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2, steps=5)
     tab.page.mouse.up()
     tab.expect("#encoder-value").to_contain_text("yours")
-    tab.page.wait_for_function("document.querySelector('#status').textContent.includes('7')")
+    tab.expect("#status").to_contain_text("7")
     tab.page.wait_for_timeout(600)
     weights = [body["mindmerger"].get("encoder_weight") for body in tab.asked()]
     assert weights[0] is None and 0.3 <= weights[-1] <= 0.7 and len(weights) < 6
@@ -122,7 +123,7 @@ def test_cancel(browser: Any, endless: Path) -> None:
         for stop in (lambda: tab.page.click("#stop"), lambda: tab.page.keyboard.press("Escape")):
             # the bundle's own limit is beyond the context: an answer of many seconds
             tab.ask("hola")
-            tab.page.wait_for_function("document.querySelector('#text').textContent.length > 20")
+            tab.expect("#text").to_contain_text(re.compile("(ab\\s+){10}"))
             stop()
             tab.expect("#status").to_have_text("Stopped.")
             served.until(lambda state: state["busy"] == 0)
