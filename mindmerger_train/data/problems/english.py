@@ -349,6 +349,7 @@ def _finish(text: str) -> str:
         re.sub(r"\s+", " ", text)
         .strip()
         .replace(" .", ".")
+        .replace(" ?", "?")
         .replace(" ,", ",")
         .replace(",,", ",")
         .replace(",.", ".")
@@ -366,7 +367,7 @@ def _distractors() -> dict[str, list[tuple[str, str]]]:
 
 def _draw_strange(writer: Writer, how: str) -> None:
     """A number that stands nowhere else, so that it cannot be taken for one of the story's."""
-    top = max(12, min(2 * int(max(writer.plan.values.values())), 500))
+    top = max(12, min(int(max(writer.plan.values.values())), 500))
     draw: Callable[[random.Random, int], Fraction] = drawer(how)
     for _ in range(20):
         writer.values["odd"] = draw(writer.rng, top)
