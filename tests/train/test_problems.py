@@ -180,6 +180,19 @@ def test_plural_categories(rule: str, number: int, category: str) -> None:
     assert phrases.plural_form(rule, number) == category
 
 
+@pytest.mark.parametrize("folder", [english.FOLDER, phrases.STORIES], ids=lambda folder: folder.name)
+def test_nothing_else_happens_where_it_would_change_the_question(folder: Path) -> None:
+    rng = random.Random(8)
+    seen = 0
+    for index, story in enumerate(stories(folder)):
+        assert story.exact <= {ask.split()[0] for ask in story.ask}
+        for _ in range(60 if story.exact else 0):
+            chosen = plan(folder, index, rng, 100, extra_rate=1.0)
+            seen += chosen.asked in story.exact
+            assert chosen.extra == 0 or chosen.asked not in story.exact
+    assert seen > 10
+
+
 def test_native_digits_now_and_then() -> None:
     made = list(generate("bn", 300, seed=1))
     native = [problem for problem in made if re.search("[০-৯]", problem.query)]

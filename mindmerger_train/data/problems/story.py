@@ -8,6 +8,7 @@ A story file (`english/*.toml`) has one table a story:
 * `facts`: `name = [wordings]` tells a quantity, `"a b"` tells two, in the order of events (`free`: any order is right);
   `"name?"` stands where the quantity is not told, `"name?one/other"` only where one of these is told or asked for;
 * `open`: wordings that set the scene where no told fact does; those that do have a `*` before their name;
+* `exact`: what may only be asked for with nothing told that is not needed (how many are there *now*?);
 * `ask`: how a quantity is asked for (`"a k"`: with `k` told in the question); `say`: how the solution names it, `{=}` being
   its value, worked out.
 
@@ -74,6 +75,8 @@ class Story:
     tense: int | None
     open: tuple[str, ...]
     adjectives: bool
+    exact: frozenset[str]
+    """Asked for, these must not have more told than is needed: what else happened would change what the question means."""
 
     def tellable(self) -> set[str]:
         return set().union(*(fact.names for fact in self.facts))
@@ -124,6 +127,7 @@ def parse_story(name: str, table: dict[str, Any]) -> Story:
             tense=given.pop("tense", None),
             open=tuple(opening),
             adjectives=given.pop("adjectives", True),
+            exact=frozenset(given.pop("exact", "").split()),
         )
     except KeyError as error:
         raise DataError(f"the story {name!r} has no {error.args[0]!r}") from error
@@ -198,7 +202,7 @@ def plan(story_folder: Path, index: int, rng: random.Random, limit: int, extra_r
         ask, told = rng.choices(choices, weights)[0]
         asked, *given = ask.split()
         extra = 0
-        if rng.random() < extra_rate:
+        if asked not in story.exact and rng.random() < extra_rate:
             told, extra = _with_extra(story, asked, told, frozenset(given), rng)
         if any(values[name] < 2 for name in told.union(given) if values[name].denominator == 1):
             continue
