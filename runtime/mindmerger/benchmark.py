@@ -20,6 +20,8 @@ from mindmerger.errors import MindMergerError, ModelError
 from mindmerger.i18n import _
 
 RUNTIME, BARE = "mindmerger", "bare llama.cpp"
+OTHER_ATTENTION = "bare, own attention"
+"""The bare loop with the attention that llama.cpp chooses by itself, where the runtime chooses the other."""
 SHARE_TOKENS = 60
 DEFAULT_QUESTION = "María tiene 15 manzanas y compra 27 más. ¿Cuántas manzanas tiene ahora?"
 # Long enough for 60 tokens of any encoder; cut to length by the contestant.
@@ -97,7 +99,7 @@ class Runner:
     @staticmethod
     def steps(options: Options) -> int:
         """How many times `step` is called, if nothing has to be left out."""
-        quick = 2 if options.compare else 0
+        quick = 3 if options.compare else 0
         slow = 0 if not options.compare or _missing() else len(_SLOW)
         laps = (1 + options.repeats) * (1 + quick) + slow * (1 + min(options.repeats, _SLOW_REPEATS))
         return 1 + _LOADS + quick + slow + laps + options.repeats
@@ -168,7 +170,10 @@ class Runner:
             "gpu_layers": facts["gpu_layers"],
         }  # fmt: skip
         # Without the limit there is nothing to compare with: its failure is an error.
-        self._start(BARE, "mindmerger.contestants", kind="bare", **native)
+        plain = facts["plain_attention"]
+        self._start(BARE, "mindmerger.contestants", kind="bare", plain_attention=plain, **native)
+        if plain:
+            self._start(OTHER_ATTENTION, "mindmerger.contestants", kind="bare", plain_attention=False, **native)
         self._try("Llama class", "mindmerger.contestants", kind="llama", **native)
         if missing := _missing():
             self._say(

@@ -63,6 +63,7 @@ class Runtime:
             "llm": str(model.llm.path),
             "context": model.llm.context,
             "gpu_layers": getattr(model.llm, "gpu_layers", 0),
+            "plain_attention": model.llm.plain_attention,
             "prompt": head + filler,
         }
 
@@ -150,9 +151,14 @@ class Runtime:
 
 
 class Bare:
-    """The low-level loop over the same GGUF, with the parameters that the runtime uses."""
+    """The low-level loop over the same GGUF, with the parameters that the runtime uses.
 
-    def __init__(self, llm: str, context: int, threads: int, gpu_layers: int, prompt: list[int]) -> None:
+    `plain_attention`: by two matrix products, else llama.cpp's own choice.
+    """
+
+    def __init__(
+        self, llm: str, context: int, threads: int, gpu_layers: int, prompt: list[int], plain_attention: bool
+    ) -> None:
         from mindmerger.llama import COMPUTED_AT_ONCE, backend
 
         self.native = native = backend()
@@ -170,6 +176,8 @@ class Bare:
         options.n_seq_max = options.n_outputs_max = 1
         options.n_threads = options.n_threads_batch = threads
         options.no_perf = True
+        if plain_attention:
+            options.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.context = native.llama_init_from_model(self.model, options)
         if not self.context:
             raise ModelError(

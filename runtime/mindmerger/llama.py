@@ -179,7 +179,7 @@ class LLM:
         parameters.n_ubatch = rows = min(batch, COMPUTED_AT_ONCE) if sequences == 1 else batch
         parameters.n_seq_max = sequences
         parameters.kv_unified = False
-        if self._wants_plain_attention(positions // sequences, rows):
+        if self.wants_plain_attention(positions // sequences, rows):
             parameters.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_DISABLED
         # Logits are wanted at one position of a sequence, never more: without this, room for a whole batch is set aside.
         parameters.n_outputs_max = sequences
@@ -198,7 +198,12 @@ class LLM:
             )
         return context
 
-    def _wants_plain_attention(self, positions: int, batch: int) -> bool:
+    @property
+    def plain_attention(self) -> bool:
+        """Whether this LLM's own context computes attention by two matrix products."""
+        return self.wants_plain_attention(self.context, min(self._batch.size, COMPUTED_AT_ONCE))
+
+    def wants_plain_attention(self, positions: int, batch: int) -> bool:
         """Whether attention by two matrix products is better here than llama.cpp's own choice.
 
         Its flash attention goes through a batch row by row on a CPU: prefill of 40 positions took 1.6 times as long

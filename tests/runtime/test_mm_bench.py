@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mindmerger.bench_report import FORMATS
-from mindmerger.benchmark import BARE, RUNTIME, Figure, Options, Result, Runner
+from mindmerger.benchmark import BARE, OTHER_ATTENTION, RUNTIME, Figure, Options, Result, Runner
 from mindmerger.contestants import lap
 from mindmerger.errors import MindMergerError
 from tests import tiny
@@ -77,9 +77,9 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 def test_compare(compared: dict) -> None:
     figures = figures_of(compared)
-    for name in (RUNTIME, BARE, "Llama class"):
+    for name in (RUNTIME, BARE, OTHER_ATTENTION, "Llama class"):
         assert figures[name, "decode"]["mean"] > 0 and figures[name, "prefill"]["mean"] > 0
-    for name in (RUNTIME, "Llama class"):
+    for name in (RUNTIME, OTHER_ATTENTION, "Llama class"):
         assert figures[name, "decode ÷ bare"]["mean"] > 0 and figures[name, "prefill ÷ bare"]["n"] == 2
     assert (BARE, "decode ÷ bare") not in figures
 
@@ -117,7 +117,8 @@ def test_ratios_are_of_repetitions_side_by_side(monkeypatch: pytest.MonkeyPatch)
                 raise MindMergerError("not here")
             self._children[name] = self  # type: ignore[assignment]
             self._loads.setdefault(name, []).append(1.0)
-            return {"bundle": "b", "method": "m", "llm": "/x/l.gguf", "context": 9, "gpu_layers": 0, "prompt": [1] * 10}
+            return {"bundle": "b", "method": "m", "llm": "/x/l.gguf", "context": 9, "gpu_layers": 0, "prompt": [1] * 10,
+                    "plain_attention": False}  # fmt: skip
 
         def close(self) -> None:
             pass
