@@ -111,9 +111,10 @@ def _post(
 ) -> dict[str, Any]:
     content = {"application/json": _ref(answer)}
     if chunk is not None:
-        # of each event; the last one's data is [DONE]
-        data = {"type": "string", "contentMediaType": "application/json", "contentSchema": _ref(chunk)["schema"]}
-        event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+        # of each event
+        said_in_it = {"anyOf": [_ref(chunk)["schema"], _ref(said.ErrorAnswer)["schema"]]}
+        data = {"anyOf": [{"const": "[DONE]"}, {"contentMediaType": "application/json", "contentSchema": said_in_it}]}
+        event = {"type": "object", "properties": {"data": {"type": "string", **data}}, "required": ["data"]}
         content["text/event-stream"] = {"schema": event}
     operation = _operation(summary, content, _OF_BODIES)
     operation["requestBody"] = {"required": True, "content": {"application/json": _ref(body)}}
