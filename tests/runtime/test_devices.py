@@ -121,7 +121,7 @@ def test_low_memory_answers_the_same(random_bundle: Path) -> None:
         assert model._graph._session is not None
     with mindmerger.load(random_bundle, threads=1, low_memory=True) as model:
         assert [model.answer(question).token_ids for question in questions] == wanted
-        assert model._graph._session is None and model._tokenizer._tokenizer is None
+        assert model._graph._session is None and model._tokenizer._encode is None
         found = {item.index: item.generation for item in model.generate_batch(questions, slots=4)}
         assert [found[i] and found[i].token_ids for i in range(len(questions))] == wanted  # type: ignore[union-attr]
         assert np.array_equal(model.soft_prompt_rows(QUESTION), rows)

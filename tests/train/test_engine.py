@@ -87,9 +87,7 @@ def test_a_nan_loss_stops_and_keeps_the_state(tmp_path):
     with pytest.raises(TrainingError, match="the loss is nan at step 3; a state before it is in"):
         train(task, poisoned(), HELD_OUT, schedule, tmp_path, precision="no")
     again = replace(schedule, save_seconds=1000.0)
-    with pytest.raises(
-        TrainingError, match="at step 0; no state was saved before it: lower"
-    ):
+    with pytest.raises(TrainingError, match="at step 0; no state was saved before it: lower"):
         train(task, stream(), HELD_OUT, again, tmp_path / "other", precision="no")
     state = torch.load(tmp_path / "state" / "state.pt", weights_only=True)
     assert all(bool(torch.isfinite(value).all()) for value in state["parameters"].values())
