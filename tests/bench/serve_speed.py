@@ -4,8 +4,8 @@
     python tests/bench/serve_speed.py --clients 8 --each 5 --stream
 
 Both sides alternate, `--repeats` times, each in a process of its own while the other is not there; the ratio is that of the
-medians of tokens a second. Every answer is compared with the batch's: none may be lost or mixed up. The document goes to
-stdout as JSON.
+medians of tokens a second. Processor time a token says something on a busy machine too. Every answer is compared with the
+batch's: none may be lost or mixed up. The document goes to stdout as JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import mindmerger
@@ -26,15 +26,15 @@ from tests.bench.batch_speed import QUESTIONS, read_questions
 CONTEXT = 1024  # of mm-serve's slots
 
 
-def batch(questions: list[str], options: argparse.Namespace) -> tuple[list[str], int, float]:
-    """Texts, tokens and seconds of the runtime's batch."""
+def batch(questions: list[str], options: argparse.Namespace) -> tuple[list[str], int, float, float]:
+    """Texts, tokens, seconds and processor seconds of the runtime's batch."""
     with mindmerger.load(options.bundle, threads=options.threads, context=CONTEXT) as model:
         model.answer(questions[0])
-        began = perf_counter()
+        began, worked = perf_counter(), process_time()
         items = sorted(model.generate_batch(questions, slots=options.slots), key=lambda item: item.index)
-        seconds = perf_counter() - began
+        seconds, worked = perf_counter() - began, process_time() - worked
     found = [item.generation for item in items]
-    return [one.text for one in found if one], sum(len(one.token_ids) for one in found if one), seconds
+    return [one.text for one in found if one], sum(len(one.token_ids) for one in found if one), seconds, worked
 
 
 def ask(url: str, model: str, question: str, stream: bool) -> tuple[str, int]:
@@ -54,7 +54,14 @@ def ask(url: str, model: str, question: str, stream: bool) -> tuple[str, int]:
     return text, events[-1]["usage"]["completion_tokens"]
 
 
-def served(questions: list[str], options: argparse.Namespace) -> tuple[list[str], int, float]:
+def processor_seconds(url: str) -> float:
+    """What the service has used of the processor, by its own /metrics."""
+    with urllib.request.urlopen(f"{url}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("process_cpu_seconds_total"))
+
+
+def served(questions: list[str], options: argparse.Namespace) -> tuple[list[str], int, float, float]:
     """The same of the service, asked by `--clients` at once."""
     command = [sys.executable, "-m", "mindmerger.cli.serve", "--port", "0", "--quiet", "--slots", str(options.slots)]
     command += ["--context", str(CONTEXT)]
@@ -68,11 +75,11 @@ def served(questions: list[str], options: argparse.Namespace) -> tuple[list[str]
             model = json.load(answer)["data"][0]["id"]
         ask(url, model, questions[0], False)
         with ThreadPoolExecutor(options.clients) as pool:
-            began = perf_counter()
+            began, worked = perf_counter(), processor_seconds(url)
             found = list(pool.map(lambda question: ask(url, model, question, options.stream), questions))
-            seconds = perf_counter() - began
+            seconds, worked = perf_counter() - began, processor_seconds(url) - worked
         process.terminate()
-    return [text for text, _ in found], sum(tokens for _, tokens in found), seconds
+    return [text for text, _ in found], sum(tokens for _, tokens in found), seconds, worked
 
 
 def main() -> None:
@@ -87,12 +94,15 @@ def main() -> None:
     options = parser.parse_args()
     questions = read_questions(QUESTIONS, options.clients * options.each)
     speeds: dict[str, list[float]] = {"batch": [], "service": []}
+    work: dict[str, list[float]] = {"batch": [], "service": []}
     different = 0
     for _ in range(options.repeats):
-        expected, tokens, seconds = batch(questions, options)
+        expected, tokens, seconds, worked = batch(questions, options)
         speeds["batch"].append(tokens / seconds)
-        found, tokens, seconds = served(questions, options)
+        work["batch"].append(worked / tokens)
+        found, tokens, seconds, worked = served(questions, options)
         speeds["service"].append(tokens / seconds)
+        work["service"].append(worked / tokens)
         assert len(found) == len(expected) == len(questions)
         different += sum(one != other for one, other in zip(found, expected, strict=True))
     medians = {name: statistics.median(values) for name, values in speeds.items()}
@@ -102,6 +112,7 @@ def main() -> None:
         "slots": options.slots,
         "stream": options.stream,
         "tokens_per_second": {name: [round(one, 1) for one in values] for name, values in speeds.items()},
+        "processor_ms_per_token": {name: [round(one * 1e3, 2) for one in values] for name, values in work.items()},
         "ratio": round(medians["service"] / medians["batch"], 3),
         "different_answers": different,
     }
