@@ -111,7 +111,7 @@ def test_the_bundle_says_the_same(plain, mode):
 
 def prefixes(backend: TorchBackend, mode) -> list[torch.Tensor]:
     wish, sources = backend._wishes(**mode.options)
-    asked = [backend._prepare(i, question, sources, 1) for i, question in enumerate(QUESTIONS)]
+    asked = [backend._prepare(i, question, sources, 1, wish.language) for i, question in enumerate(QUESTIONS)]
     return backend._prefixes(asked, wish, sources)
 
 
