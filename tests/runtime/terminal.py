@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import select
@@ -30,6 +31,7 @@ class Terminal:
         )  # fmt: skip
         os.close(theirs)
         self.raw = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._read_to = 0
 
     @property
@@ -68,7 +70,7 @@ class Terminal:
             data = os.read(self._ours, 65536)
         except OSError:  # Linux says so at the end
             return False
-        self.raw += data.decode("utf-8", "replace")
+        self.raw += self._decoder.decode(data)  # a read may end within a character
         return bool(data)
 
     def __enter__(self) -> Terminal:
