@@ -40,7 +40,7 @@ def build_task(
     if recipe.stage == "reason":
         llm = llms.load_llm(checkpoint.llm, torch.bfloat16)
         encoder = encoders.load_encoder(checkpoint.encoder) if merger and checkpoint.method != "mono" else None
-        return ReasonTask(llm, encoder, replace(checkpoint, languages=()), recipe.rank, adapter)
+        return ReasonTask(llm, encoder, checkpoint, recipe.rank, adapter)
     encoder = encoders.load_encoder(checkpoint.encoder)
     if checkpoint.method == "mono":
         raise CheckpointError(f"{merger} is a mono checkpoint, the LLM alone: it has nothing to merge")
@@ -95,7 +95,9 @@ def stage_checkpoint(recipe: Recipe, merger: str | None) -> Checkpoint:
             method=recipe.method or "mindmerger",
             calculator=recipe.calculator,
         )
-    return replace(checkpoint, languages=recipe.languages or checkpoint.languages)
+    # `reason` teaches the LLM in its own language, whatever languages the merger knows.
+    own = () if recipe.stage == "reason" else recipe.languages
+    return replace(checkpoint, languages=own or checkpoint.languages)
 
 
 def _set_linear_start(checkpoint: Checkpoint, encoder: encoders.Encoder, sources: Sequence[Source]) -> None:

@@ -293,4 +293,6 @@ class ReasonTask(MergedTask):
         if self.encoder is None:
             merger = Merger(checkpoint.encoder.output_width, checkpoint.llm.width, "mono")
             checkpoint = replace(checkpoint, merger=merger, training={**checkpoint.training, **training})
+        else:  # the merger's own training stays on record
+            checkpoint = replace(checkpoint, training={**checkpoint.training, "adapter": training})
         save_checkpoint(replace(checkpoint, llm=llm, folder=folder), folder)

@@ -93,3 +93,18 @@ def test_a_run_goes_on_and_its_plan_knows_its_speed(folder):
     assert "each text is met" in plan and "measured on" in plan
     steps = int(next(line for line in plan.splitlines() if line.startswith("steps")).split()[1])
     assert steps == pytest.approx(numbers(folder, "whole")[-1]["step"], rel=0.35)
+
+
+def test_reason_with_a_merger_keeps_what_the_merger_is(folder):
+    """English alone is taught; the checkpoint still says which languages its merger reads, and how it was trained."""
+    short = ("--set", "schedule.tokens=3_000")
+    mm_train(folder, "mapped", *short)
+    english = ("--set", "stage='reason'", "--set", "rank=4", "--set", "languages=['en']")
+    english += ("--set", "data.generator.languages=['en']", "--set", "sources={both=0.5, question=0.5}")
+    mm_train(folder, "reasoned", "--merger", str(folder / "mapped"), *english, *short)
+    before, after = (json.loads((folder / name / "config.json").read_text()) for name in ("mapped", "reasoned"))
+    assert after["languages"] == before["languages"] == ["es", "sw"]
+    assert after["training"]["adapter"]["tokens"] > 0
+    assert {k: v for k, v in after["training"].items() if k != "adapter"} == before["training"]
+    old, new = (load_file(folder / name / "merger.safetensors") for name in ("mapped", "reasoned"))
+    assert all(old[key].equal(new[key]) for key in old)
