@@ -146,7 +146,7 @@ def test_the_gate_is_at_work_and_can_be_overruled(gated: Case) -> None:
     llm.decode_tokens([1], logits=False)
     llm.decode_rows(rows)
     llm.decode_tokens(prompt)
-    assert np.array_equal(llm.logits(), unweighted)  # weight 1: the prompt as tokens, to the last bit
+    assert near(llm.logits(), unweighted)  # weight 1: the prompt as it is; in three calls, so not to the last bit
     forced = model.answer(QUESTION, encoder_weight=0.5, llm_weight=1.5, max_new_tokens=4)
     assert (forced.encoder_weight, forced.llm_weight) == (0.5, 1.5)
 

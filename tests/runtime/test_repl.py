@@ -94,7 +94,7 @@ def test_the_history_comes_back_and_can_be_refused(arithmetic_bundle: Path, own_
     with Terminal("--bundle", str(arithmetic_bundle), env={"MINDMERGER_NO_HISTORY": "1"}) as terminal:
         terminal.expect("> ")
         terminal.line("a secret")
-        terminal.expect("Answer")
+        terminal.expect(r"Answer.*> ")  # before the prompt, the end of a line is lost with the mode of the terminal
         terminal.type("\x04")
         assert terminal.end() == 0
     assert history.read_bytes() == before
