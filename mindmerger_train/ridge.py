@@ -20,15 +20,6 @@ from mindmerger_train.encoders import Encoder
 from mindmerger_train.trunk import embedding_of
 
 
-def character_spans(pieces: Sequence[bytes]) -> list[tuple[int, int]]:
-    """Byte spans of consecutive token texts."""
-    spans, start = [], 0
-    for piece in pieces:
-        spans.append((start, start + len(piece)))
-        start += len(piece)
-    return spans
-
-
 def overlap_means(
     encoder_spans: Sequence[tuple[int, int]], llm_spans: Sequence[tuple[int, int]], embeddings: torch.Tensor
 ) -> tuple[list[int], torch.Tensor]:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from mindmerger.errors import DataError
 
-MATHS = ("mgsm", "msvamp", "qa")
 CLASSIFICATION = ("xcsqa", "xnli")
 
 # \d, as theirs: decimal digits of every script, which float() reads too.

@@ -1,7 +1,7 @@
 """The papers' sizes on a small machine: mT5-xl's encoder and Llama-2-7B, exported, loaded, asked. Run by hand.
 
-    python tests/bench/paper_size.py --folder /somewhere/with/60/GB            # the published shapes
-    python tests/bench/paper_size.py --folder /tmp/small --scale small        # the same path in a minute
+    python tests/bench/paper_size.py --folder DIR_WITH_60_GB        # the published shapes
+    python tests/bench/paper_size.py --folder DIR --scale small     # the same path in a minute
 
 Random weights are written shard by shard in the shapes and types that are published (the encoder in float32, the LLM in
 bfloat16), a MindMerger merger between them, and then `mm-export` and a question run in processes of their own, whose

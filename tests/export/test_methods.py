@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import mindmerger
+from mindmerger.embeddings import EmbeddingTable
 from mindmerger.errors import InputError
 from mindmerger_export import parity
 from mindmerger_export.bundle_writer import Request, export_bundle
@@ -143,10 +144,9 @@ def test_the_gate_is_at_work_and_can_be_overruled(gated: Case) -> None:
     rows, prompt = model.soft_prompt_rows(QUESTION), model.prompt_ids(QUESTION)
     llm = model.llm
     llm.clear()
-    llm.decode_tokens([1], logits=False)
-    llm.decode_rows(rows)
-    llm.decode_tokens(prompt)
-    assert near(llm.logits(), unweighted)  # weight 1: the prompt as it is; in three calls, so not to the last bit
+    table, scale = EmbeddingTable(llm.path), np.float32(model.manifest.injection_scale)
+    llm.decode_rows(np.concatenate([table.rows([1]) * scale, rows, table.rows(prompt) * scale]), logits=True)
+    assert np.array_equal(llm.logits(), unweighted)  # weight 1: the prompt as it is, to the last bit
     forced = model.answer(QUESTION, encoder_weight=0.5, llm_weight=1.5, max_new_tokens=4)
     assert (forced.encoder_weight, forced.llm_weight) == (0.5, 1.5)
 

@@ -15,9 +15,8 @@ import torch
 from mindmerger.errors import InputError
 from mindmerger_train.cli import _arguments, command
 from mindmerger_train.processes import processes_to_start, told_in
-from tests import tiny_torch
 from tests.train import tiny_run
-from tests.train.test_launch import RECIPE
+from tests.train.test_launch import recipe_folder
 from tests.train.test_processes import free_port
 
 LAUNCHERS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU")
@@ -31,11 +30,7 @@ def nobody_launched(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("groups")
-    tiny_torch.encoder_folder(folder / "encoder", "bert")
-    tiny_torch.llm_folder(folder / "llm")
-    (folder / "recipe.toml").write_text(RECIPE.format(folder=folder))
-    return folder
+    return recipe_folder(tmp_path_factory.mktemp("groups"))
 
 
 def mm_train(folder, out, *options):

@@ -38,13 +38,17 @@ count = 12
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("launch")
+def recipe_folder(folder):
+    """Tiny encoder, LLM and recipe in `folder`, which is returned."""
     tiny_torch.encoder_folder(folder / "encoder", "bert")
     tiny_torch.llm_folder(folder / "llm")
     (folder / "recipe.toml").write_text(RECIPE.format(folder=folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return recipe_folder(tmp_path_factory.mktemp("launch"))
 
 
 def mm_train(folder, out, *options):

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 SOME_FAILED = 10
 """Exit code: the batch is complete, and some of its lines have an error instead of an answer."""
 TERMINATED = 143
-STDOUT = Path("/dev/stdout")
 
 
 class Terminated(BaseException):
