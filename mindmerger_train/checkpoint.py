@@ -1,9 +1,14 @@
-"""The checkpoint: `merger.safetensors` + `config.json` in a folder, and which encoder and LLM it belongs to."""
+"""The checkpoint: `merger.safetensors` + `config.json` in a folder, and which encoder and LLM it belongs to.
+
+A gate that was trained on a frozen mapping may be kept without it: `config.json` then names the other checkpoint that has
+the mapping, and its weights' sha256.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +26,10 @@ from mindmerger_train.llms import LLMSpec, PromptSpec
 from mindmerger_train.merger import Merger
 
 FORMAT = "mindmerger-checkpoint"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 WEIGHTS_FILE = "merger.safetensors"
 CONFIG_FILE = "config.json"
+GATE_PREFIX = "gate."
 
 
 @dataclass
@@ -62,10 +68,22 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the checkpoint; weights in `dtype`. Each file is written to a temporary name and renamed."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_checkpoint(
+    checkpoint: Checkpoint, folder: Path, dtype: torch.dtype = torch.float32, mapping_in: Path | None = None
+) -> None:
+    """Write the checkpoint; weights in `dtype`. Each file is written to a temporary name and renamed.
+
+    With `mapping_in`, a checkpoint's folder that holds the same mapping in `dtype`, only the gate is written.
+    Raises CheckpointError when the mapping there is another one.
+    """
     state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in checkpoint.merger.state_dict().items()}
+    mapping = {}
+    if mapping_in is not None:
+        state = _without_mapping(state, mapping_in)
+        shared = mapping_in / WEIGHTS_FILE
+        place = os.path.relpath(mapping_in.resolve(), folder.resolve())
+        mapping = {"mapping": {"checkpoint": Path(place).as_posix(), "sha256": file_sha256(shared)}}
+    folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / (WEIGHTS_FILE + ".part")
     save_file(state, temporary, metadata={"format": FORMAT, "format_version": FORMAT_VERSION})
     temporary.replace(folder / WEIGHTS_FILE)
@@ -75,6 +93,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype = t
         "name": checkpoint.name,
         "method": checkpoint.method,
         **({"gate": checkpoint.merger.gate.spec.to_json()} if checkpoint.merger.gate is not None else {}),
+        **mapping,
         "encoder": checkpoint.encoder.to_json(),
         "llm": checkpoint.llm.to_json(),
         "prompt": checkpoint.prompt.to_json(),
@@ -111,10 +130,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         prompt = PromptSpec.from_json(config["prompt"])
         gate = GateSpec.from_json(config["gate"]) if "gate" in config else None
         merger = Merger(encoder.output_width, llm.width, config.get("method", "mindmerger"), gate)
+        shared = _shared_mapping(folder, config["mapping"]) if "mapping" in config else {}
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} lacks or misnames a field: {error}") from error
     return Checkpoint(
-        merger=_load_weights(folder / WEIGHTS_FILE, merger, encoder.output_width, llm.width),
+        merger=_load_weights(folder / WEIGHTS_FILE, merger, encoder.output_width, llm.width, shared),
         encoder=encoder,
         llm=llm,
         prompt=prompt,
@@ -126,13 +146,38 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     )
 
 
-def _load_weights(path: Path, merger: Merger, input_width: int, output_width: int) -> Merger:
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
-        state = load_file(path)
+        return load_file(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"the checkpoint's weights {path} are missing") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def _without_mapping(state: dict[str, torch.Tensor], mapping_in: Path) -> dict[str, torch.Tensor]:
+    """The gate's part of `state`, whose other part must be what the checkpoint `mapping_in` has, value by value."""
+    other = _read_weights(mapping_in / WEIGHTS_FILE)
+    mine = {key: value for key, value in state.items() if not key.startswith(GATE_PREFIX)}
+    if other.keys() != mine.keys() or not all(torch.equal(other[key], value) for key, value in mine.items()):
+        raise CheckpointError(f"{mapping_in} has another mapping: this checkpoint must be written whole")
+    return {key: value for key, value in state.items() if key not in mine}
+
+
+def _shared_mapping(folder: Path, where: dict[str, str]) -> dict[str, torch.Tensor]:
+    """The mapping that `folder` shares with another checkpoint."""
+    path = folder / where["checkpoint"] / WEIGHTS_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has a gate alone: its mapping is in {path}, which is missing")
+    if file_sha256(path) != where["sha256"]:
+        raise CheckpointError(f"{path} is not the mapping that the gate in {folder} belongs to (sha256 differs)")
+    return _read_weights(path)
+
+
+def _load_weights(
+    path: Path, merger: Merger, input_width: int, output_width: int, shared: dict[str, torch.Tensor]
+) -> Merger:
+    state = {**shared, **_read_weights(path)}
     expected = {key: tuple(value.shape) for key, value in merger.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     if expected != found:

