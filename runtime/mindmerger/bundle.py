@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from mindmerger.packages import find_package_file
 
 DEFAULT_NAME = "mindmerger"
 ENVIRONMENT = "MINDMERGER_BUNDLE"
+BESIDE_NAME = "bundle"
+"""The folder beside a frozen application's executable that is its bundle."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,11 @@ def open_bundle(bundle: str | os.PathLike[str] | None = None) -> Bundle:
 def resolve(bundle: str | os.PathLike[str] | None = None) -> Path:
     """The folder of a bundle: a path, or the name of one that the installation carries.
 
-    Without an argument, the environment variable MINDMERGER_BUNDLE, then the default bundle.
+    Without an argument, the environment variable MINDMERGER_BUNDLE, then the folder `bundle` beside a frozen application's
+    executable, then the default bundle.
     """
     if bundle is None:
-        bundle = os.environ.get(ENVIRONMENT) or DEFAULT_NAME
+        bundle = os.environ.get(ENVIRONMENT) or _beside_executable() or DEFAULT_NAME
     text = os.fspath(bundle)
     if not text or "\0" in text:
         raise BundleError(_("the name of the bundle is empty or has a NUL character: give a folder or a name"))
@@ -90,6 +94,12 @@ def resolve(bundle: str | os.PathLike[str] | None = None) -> Path:
             # llama.cpp maps files by their path, so a GGUF inside another file is out of its reach.
             raise BundleError(f"{path} is a packed bundle: make a folder of it with mm-export unpack, and give that")
     names = bundle_names()
+    if not names and _is_frozen():
+        raise BundleError(
+            _(
+                "there is no bundle {name}: put the folder of one beside this program as {folder}, or name it in {variable}"
+            ).format(name=repr(text[:200]), folder=Path(sys.executable).parent / BESIDE_NAME, variable=ENVIRONMENT)
+        )
     if not names:
         raise BundleError(
             _("there is no bundle {name}: give the folder of a bundle (this installation carries none)").format(
@@ -116,10 +126,22 @@ def model_folders() -> list[Path]:
     except (ImportError, ValueError):
         spec = None
     folders = [Path(place) for place in (spec.submodule_search_locations or [])] if spec is not None else []
+    if _is_frozen():
+        return folders  # what is two folders above a frozen module is nobody's checkout
     checkout = Path(__file__).resolve().parents[2] / "models"
     if not folders and checkout.is_dir():
         folders.append(checkout)
     return folders
+
+
+def _is_frozen() -> bool:
+    return bool(getattr(sys, "frozen", False))  # set by PyInstaller and cx_Freeze
+
+
+def _beside_executable() -> Path | None:
+    """The bundle that was put beside a frozen application; None where there is none, or the application is not frozen."""
+    folder = Path(sys.executable).parent / BESIDE_NAME
+    return folder if _is_frozen() and (folder / MANIFEST_NAME).is_file() else None
 
 
 def _check_llm(path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,33 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve("./small") == Path("small")
     with pytest.raises(BundleError, match="the names are small"):
         resolve("large")
+
+
+def test_a_frozen_application_finds_the_bundle_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MINDMERGER_BUNDLE, then beside the executable, then what the installation carries."""
+    program = tmp_path / "application" / "program"
+    carried = tiny.bundle(tmp_path / "models" / "mindmerger" / "bundle")
+    monkeypatch.setattr(bundles, "model_folders", lambda: [tmp_path / "models"])
+    beside = tiny.bundle(program.parent / "bundle")
+    monkeypatch.setattr(sys, "executable", str(program))
+    assert resolve() == carried  # Python itself is not frozen, whatever lies beside it
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert resolve() == beside
+    assert resolve("mindmerger") == carried
+    monkeypatch.setenv("MINDMERGER_BUNDLE", str(carried))
+    assert resolve() == carried
+    monkeypatch.delenv("MINDMERGER_BUNDLE")
+    (beside / "manifest.json").unlink()
+    assert resolve() == carried
+    monkeypatch.setattr(bundles, "model_folders", lambda: [])
+    with pytest.raises(BundleError, match=re.escape(str(beside))):
+        resolve()
+
+
+def test_a_frozen_application_knows_no_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(bundles.importlib.util, "find_spec", lambda name: None)
+    assert bundles.model_folders() == []
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "x" * 5000, "no/such/folder"])
