@@ -34,6 +34,7 @@ Examples:
   mm-export verify my-bundle
   mm-export pack my-bundle my-bundle.mmb
   mm-export unpack my-bundle.mmb
+  mm-export standalone mindmerger application/bundle
 
 The bundle is compared with torch before it gets its name: rows and weights of the graph, injected rows against the LLM's
 token path, logits and greedy answers. A figure out of bounds fails the export and leaves nothing. The figures are in
@@ -176,7 +177,7 @@ def command(invocation: click.Context, /, checkpoint: str | None, **options: Any
             raise click.UsageError(f"{invocation.invoked_subcommand} takes a bundle, not --checkpoint.")
         return
     if checkpoint is None:
-        raise click.UsageError("Give a --checkpoint, or a command: inspect, verify, pack, unpack.")
+        raise click.UsageError("Give a --checkpoint, or a command: inspect, verify, pack, unpack, standalone.")
     run_body(lambda: _export(checkpoint, **options))
 
 

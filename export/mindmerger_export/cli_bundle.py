@@ -1,4 +1,7 @@
-"""`mm-export inspect`, `verify`, `pack`, `unpack`: what is done with a bundle that is there. None of them needs torch."""
+"""`mm-export inspect`, `verify`, `pack`, `unpack`, `standalone`: what is done with a bundle that is there.
+
+None of them needs torch.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +102,35 @@ def unpack_command(file: Path, out: Path | None, force: bool) -> None:
     run_body(body)
 
 
+@click.command(
+    "standalone",
+    epilog="""\b
+Example:
+  mm-export standalone mindmerger dist/desktop/bundle""",
+)
+@click.argument("bundle", metavar="BUNDLE")
+@click.argument("out", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+def standalone_command(bundle: str, out: Path, force: bool) -> None:
+    """Make a folder DIR of BUNDLE that needs no Python package beside it, to ship with an application.
+
+    An LLM that a package ships, or that is prepared at first use, becomes a file of the folder. Exit codes: 0 done, 3 DIR
+    exists, 4 damaged bundle or missing package, 5 no space.
+    """
+
+    def body() -> None:
+        from mindmerger_export.standalone import make_standalone
+        from mindmerger_export.talk import Console
+        from mindmerger_export.workspace import terminable
+
+        with Console("mm-export") as talk, terminable():
+            made = make_standalone(bundle, out, force=force, talk=talk)
+        print(made)
+
+    run_body(body)
+
+
 def add_commands(group: click.Group) -> None:
     """Put them under `mm-export`."""
-    for command in (inspect_command, verify_command, pack_command, unpack_command):
+    for command in (inspect_command, verify_command, pack_command, unpack_command, standalone_command):
         group.add_command(command)
