@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from mindmerger.errors import DataError
 from mindmerger_train.data.problems import english, phrases
+from mindmerger_train.data.problems.casting import make_cast
 from mindmerger_train.data.problems.quantities import text_of
 from mindmerger_train.data.problems.story import plan, stories
 
@@ -54,7 +55,7 @@ def make(rng: random.Random, *, language: str = "en", max_value: int = 5000, sto
         index = rng.choices(range(len(every)), [one.weight for one in every])[0]
     if language == "en":
         chosen = plan(folder, index, rng, max_value, EXTRA)
-        who = english.make_cast(chosen, rng)
+        who = make_cast(chosen, rng)
         query, strange = english.question(chosen, who, rng, DISTRACTORS if chosen.extra == 0 else 0.05)
         twin = query
     else:

@@ -22,96 +22,26 @@ import random
 import re
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
 from mindmerger.errors import DataError
+from mindmerger_train.data.problems.casting import Cast
 from mindmerger_train.data.problems.quantities import compute, drawer, text_of, worked
 from mindmerger_train.data.problems.story import Plan
 from mindmerger_train.data.problems.template import expand, parse
-from mindmerger_train.data.problems.words import (
-    FRACTIONS,
-    TIMES,
-    Noun,
-    Person,
-    Things,
-    Verb,
-    cast,
-    noun,
-    number_word,
-    words,
-)
+from mindmerger_train.data.problems.words import FRACTIONS, TIMES, Person, noun, number_word, words
 
 FOLDER = Path(__file__).parent / "english"
 _START = re.compile(r"(^|[.?!]\s+)([a-z])")
 _UNCLEAR = re.compile(r"\b(they|them|their|these|those|it|then|the rest)\b")
 _GROUP = re.compile(r"\b(altogether|in all|total|together|combined|they|there|everyone|all)\b")
-_MONEY = (
-    *(("${}", "dollar"),) * 9, *(("{} dollars", "dollar"),) * 3, ("€{}", "euro"), ("{} euros", "euro"), ("£{}", "pound"),
-    ("{} pesos", "peso"), ("{} rupees", "rupee"), ("{} shillings", "shilling"), ("{} naira", "naira"), ("{} taka", "taka"),
-    ("{} yuan", "yuan"), ("{} baht", "baht"),
-)  # fmt: skip
 _KIN_GENDER = {
     **dict.fromkeys(("brother", "father", "uncle", "grandfather"), "m"),
     **dict.fromkeys(("sister", "mother", "aunt", "grandmother"), "f"),
 }
-_WITH_CENTS = ("dollar", "euro", "pound")
 _UNCHANGED = ("naira", "taka", "yuan", "baht")
-
-
-@dataclass
-class Cast:
-    """Who and what a problem is about: what question and solution share."""
-
-    people: dict[str, Person]
-    things: Things
-    nouns: dict[str, Noun]
-    get: Verb
-    lose: Verb
-    money: tuple[str, str]
-    plain: dict[str, str]
-    amounts: set[str] = field(default_factory=set)
-    """Which quantities the question has told as amounts of money."""
-
-
-def _pick_cast(plan: Plan, rng: random.Random) -> Cast:
-    lists = words()
-    people = dict(zip("PRQD", cast(rng), strict=True))
-    if plan.story.roles and rng.random() < 0.3:
-        people["P"] = lists.roles[rng.choice(plan.story.roles)]
-    tag = plan.story.things or "any"
-    greatest = int(max(plan.values.values()))
-    fitting = [group for group in lists.things if tag in group.tags or tag == group.name]
-    roomy = [group for group in fitting if greatest <= 2 * group.max] if plan.story.things else fitting
-    things = rng.choice(roomy or [max(fitting, key=lambda group: group.max)])
-    x, y = rng.sample(things.nouns, 2)
-    both = things.all
-    if plan.story.adjectives and (rng.random() < 0.3 or (things.name == "reading" and rng.random() < 0.5)):
-        one, two = rng.choice(things.adjectives)
-        if rng.random() < 0.5:
-            one, two = two, one
-        both = x
-        x, y = Noun(f"{one} {both.one}", f"{one} {both.many}"), Noun(f"{two} {both.one}", f"{two} {both.many}")
-    other = rng.choice([group for group in lists.things if group is not things and "hold" in group.tags])
-    container = rng.choice(things.held)
-    days = rng.sample(lists.weekdays, 2)
-    cents = any(value.denominator != 1 for value in plan.values.values())
-    money = rng.choice([entry for entry in _MONEY if not cents or entry[1] in _WITH_CENTS])
-    if days[1] == lists.weekdays[0] or lists.weekdays.index(days[0]) > lists.weekdays.index(days[1]):
-        days.reverse()
-    plain = {
-        "day": days[0],
-        "day2": days[1],
-        "place": rng.choice(lists.places),
-        "kin": rng.choice(lists.kin),
-        "month": rng.choice(lists.months),
-        "item": rng.choice(["bicycle", "phone", "guitar", "camera", "tent", "watch", "table", "carpet", "bed"]),
-        "quality": rng.choice(("new", "from abroad", "in the next room", "from the city")),
-    }
-    nouns = {"x": x, "y": y, "all": both, "g": container, "z": rng.choice(other.nouns)}
-    return Cast(people, things, nouns, rng.choice(things.get), rng.choice(things.lose), money, plain)
 
 
 class Writer:
@@ -395,8 +325,3 @@ def _strange_sentence(writer: Writer, ask: str) -> str:
     how, text = writer.rng.choice(_distractors()[writer.rng.choice(kinds)])
     _draw_strange(writer, how)
     return text
-
-
-def make_cast(plan: Plan, rng: random.Random) -> Cast:
-    """Choose people and things that go with a plan."""
-    return _pick_cast(plan, rng)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mindmerger.errors import DataError
-from mindmerger_train.data.problems.english import Cast
+from mindmerger_train.data.problems.casting import Cast
 from mindmerger_train.data.problems.story import Plan
 from mindmerger_train.data.problems.words import Noun, Person, words
 
