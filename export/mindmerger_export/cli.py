@@ -27,7 +27,8 @@ _AUTO = "auto"
 Examples:
   mm-export --checkpoint runs/augmentation --out my-bundle
   mm-export --checkpoint mindmerger --llm package --prune-text texts/ --max-pieces 64000
-  mm-export --checkpoint runs/augmentation --languages sw,bn,es --prune-text texts/ --out small
+  mm-export --checkpoint runs/augmentation --languages sw,bn,es --out small
+  mm-export --checkpoint runs/augmentation --languages sw,bn,es --prune-text texts/ --out smaller
   mm-export --checkpoint runs/augmentation --precision fp32 --quant f16 --out exact
   mm-export --checkpoint runs/augmentation --quant auto --max-size 400MB --out fits
   mm-export inspect my-bundle
@@ -60,8 +61,8 @@ meets the bounds, 130 interrupted, 143 terminated.""",
 @click.option(
     "--languages",
     metavar="CODES",
-    help="The languages that the bundle is for, as es,sw,bn: named in the manifest, and with --prune-text those whose text "
-    "decides what stays of the encoder's vocabulary. [default: the checkpoint's]",
+    help="The languages that the bundle is for, as es,sw,bn: named in the manifest, and the encoder's vocabulary is cut down "
+    "to them: by --prune-text, else by their letters. [default: the checkpoint's, and the whole vocabulary]",
 )
 @click.option(
     "--prune-text",
@@ -78,6 +79,9 @@ meets the bounds, 130 interrupted, 143 terminated.""",
     type=click.IntRange(min=1),
     metavar="N",
     help="Keep at most N pieces: single characters, then the most frequent ones.",
+)
+@click.option(
+    "--whole-vocabulary", is_flag=True, help="With --languages: keep every piece of the encoder's vocabulary."
 )
 @click.option(
     "--llm",
@@ -189,6 +193,7 @@ def _export(
     languages: str | None,
     prune_texts: tuple[Path, ...],
     max_pieces: int | None,
+    whole_vocabulary: bool,
     llm: str,
     llm_type: str | None,
     llm_gguf: Path | None,
@@ -215,6 +220,7 @@ def _export(
         languages=tuple(code.strip() for code in (languages or "").split(",") if code.strip()),
         prune_texts=prune_texts,
         max_pieces=max_pieces,
+        whole_vocabulary=whole_vocabulary,
         llm=llm,
         llm_type=llm_type,
         llm_gguf=llm_gguf,

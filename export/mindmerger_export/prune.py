@@ -1,10 +1,10 @@
-"""Prune the encoder's vocabulary to what given texts need, and remap its tokenizer.
+"""Prune the encoder's vocabulary to what given texts or languages need, and remap its tokenizer.
 
-Kept: special and added tokens, every piece that the tokenizer uses on the texts, and single characters (those that occur,
-ASCII, digits, punctuation, and the rest of every script that occurs), so that an unseen word falls apart into pieces that
-the encoder knows instead of into `<unk>`. A Unigram tokenizer picks the best path through all pieces that match; a
-subset that holds the best path cannot have a better one, so text that was counted keeps its segmentation. That is
-checked, not trusted. What this module does not know: encoders, ONNX.
+Kept: special and added tokens, every piece that the tokenizer uses on the texts, what languages need by their letters
+(letters.py), and single characters (those that occur, ASCII, digits, punctuation, and the rest of every script that occurs),
+so that an unseen word falls apart into pieces that the encoder knows instead of into `<unk>`. A Unigram tokenizer picks the
+best path through all pieces that match; a subset that holds the best path cannot have a better one, so text whose pieces are
+kept keeps its segmentation. That is checked, not trusted. What this module does not know: encoders, ONNX.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mindmerger.errors import CheckpointError, DataError, InputError, ParityError
+from mindmerger_export import letters
+from mindmerger_export.letters import SPACE, script_of
 
 Ids = npt.NDArray[np.int64]
 
 _BATCH = 2000
-_SPACE = "▁"
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,20 @@ def _read_file(path: Path) -> Iterator[str]:
         raise DataError(f"{path} cannot be read as text ({error})") from None
 
 
-def prune(tokenizer: Path, texts: Sequence[str], rows: int, max_pieces: int | None = None) -> Pruned:
-    """Choose the pieces that `texts` need out of the tokenizer's and remap it; `rows` is the length of the table.
+def is_unigram(tokenizer: Path) -> bool:
+    """Whether a tokenizer.json is of the kind that can be pruned."""
+    return bool(json.loads(tokenizer.read_text(encoding="utf-8")).get("model", {}).get("type") == "Unigram")
 
-    `max_pieces` keeps the most frequent pieces beside the single characters. Raises CheckpointError for tokenizers that
-    are not Unigram, ParityError when a text that is wholly covered is segmented otherwise afterwards.
+
+def prune(
+    tokenizer: Path, texts: Sequence[str], rows: int, max_pieces: int | None = None, languages: Sequence[str] = ()
+) -> Pruned:
+    """Choose the pieces that `texts` and `languages` need out of the tokenizer's and remap it; `rows`: length of the table.
+
+    With `languages` pieces are chosen by their letters, and those of `texts` are kept too; the coverage that is reported is
+    what the letters alone have of the texts. `max_pieces` keeps the most frequent pieces beside the single characters.
+    Raises CheckpointError for tokenizers that are not Unigram, ParityError when a text that is wholly covered is segmented
+    otherwise afterwards.
     """
     from tokenizers import Tokenizer
 
@@ -84,27 +94,34 @@ def prune(tokenizer: Path, texts: Sequence[str], rows: int, max_pieces: int | No
         raise CheckpointError(
             f"the encoder's vocabulary can be pruned for Unigram (SentencePiece) tokenizers, not {model.get('type')!r}"
         )
-    if not texts:
+    if not texts and not languages:
         raise DataError("there is no text to prune the vocabulary by")
     original = _plain(Tokenizer.from_file(str(tokenizer)))
     pieces: list[tuple[str, float]] = model["vocab"]
     texts = list(dict.fromkeys(texts))
     before = [ids.astype(np.int32) for ids in _encode(original, texts)]
-    counts = np.bincount(np.concatenate(before), minlength=len(pieces)).astype(np.int64)
+    counts = np.zeros(len(pieces), dtype=np.int64)
+    for ids in before:
+        np.add.at(counts, ids, 1)
+    ranks = letters.needed(pieces, languages) if languages else None
     characters = _characters(original, texts)
     must = _must_keep(document, pieces, characters)
+    scripts = {script_of(character) for character in characters if character.isalpha()}
+    scripts |= {script for code in languages for script in letters.SCRIPTS[code]}
     if max_pieces is not None and max_pieces < must.sum():
         raise InputError(
             f"--max-pieces must be at least {must.sum()}: so many are special tokens or characters in the texts"
         )
-    chosen = _choose(pieces, counts, must, characters, max_pieces)
+    chosen = _choose(pieces, counts, must, scripts, max_pieces, ranks)
     keep = np.flatnonzero(chosen)
     if keep[-1] >= rows:
         raise CheckpointError(f"the encoder's table has {rows} rows and its tokenizer uses piece {keep[-1]}")
     text = json.dumps(_remap(document, keep), ensure_ascii=False, separators=(",", ":"))
     same = _check(_plain(Tokenizer.from_str(text)), texts, before, keep, chosen)
-    covered = counts[chosen].sum() / max(1, counts.sum())
+    by_rule = chosen if ranks is None else _choose(pieces, np.zeros_like(counts), must, scripts, max_pieces, ranks)
+    covered = counts[by_rule].sum() / max(1, counts.sum())
     report = {
+        "chosen_by": "text" if ranks is None else "letters",
         "pieces": len(keep),
         "of": rows,
         "used_by_texts": int((counts > 0).sum()),
@@ -137,11 +154,6 @@ def _characters(tokenizer: Any, texts: Sequence[str]) -> set[str]:
     return found
 
 
-def _script(character: str) -> str:
-    """The first word of the character's Unicode name: near enough to its script (LATIN, CJK, HANGUL …)."""
-    return unicodedata.name(character, "").split(" ")[0].split("-")[0]
-
-
 def _must_keep(
     document: dict[str, Any], pieces: list[tuple[str, float]], characters: set[str]
 ) -> npt.NDArray[np.bool_]:
@@ -154,10 +166,10 @@ def _must_keep(
         must[document["padding"]["pad_id"]] = True
     byte_fallback = bool(document["model"].get("byte_fallback"))
     for index, (piece, _) in enumerate(pieces):
-        bare = piece[1:] if piece.startswith(_SPACE) and len(piece) > 1 else piece
+        bare = piece[1:] if piece.startswith(SPACE) and len(piece) > 1 else piece
         if len(bare) == 1:
             # "▁a" too: a word of one character, or the start of a word that falls apart.
-            basic = bare.isascii() or bare == _SPACE or unicodedata.category(bare)[0] in "PN"
+            basic = bare.isascii() or bare == SPACE or unicodedata.category(bare)[0] in "PN"
             must[index] |= basic or (bare in characters and len(piece) == 1)
         elif byte_fallback and len(piece) == 6 and piece.startswith("<0x"):
             must[index] = True
@@ -168,27 +180,22 @@ def _choose(
     pieces: list[tuple[str, float]],
     counts: Ids,
     must: npt.NDArray[np.bool_],
-    characters: set[str],
+    scripts: set[str],
     max_pieces: int | None,
+    ranks: npt.NDArray[np.float32] | None,
 ) -> npt.NDArray[np.bool_]:
-    """What must be kept, then single characters of the scripts that occur, then pieces by frequency.
+    """What must be kept, then single characters of `scripts`, then pieces that were counted, then those that have a rank.
 
     Characters come before pieces: a word that falls apart is a little worse understood, an `<unk>` is lost.
     """
-    scripts = {_script(character) for character in characters if character.isalpha()}
-    single = np.array([len(piece) == 1 and _script(piece) in scripts for piece, _ in pieces])
-    chosen: npt.NDArray[np.bool_] = must | single
-    used = np.flatnonzero((counts > 0) & ~chosen)
-    by_frequency = used[np.argsort(-counts[used], kind="stable")]
-    if max_pieces is None:
-        chosen[used] = True
-    elif chosen.sum() <= max_pieces:
-        chosen[by_frequency[: max_pieces - int(chosen.sum())]] = True
-    else:
-        characters_by_frequency = np.flatnonzero(single & ~must)
-        characters_by_frequency = characters_by_frequency[np.argsort(-counts[characters_by_frequency], kind="stable")]
-        chosen = must.copy()
-        chosen[characters_by_frequency[: max_pieces - int(must.sum())]] = True
+    single = np.array([len(piece) == 1 and script_of(piece) in scripts for piece, _ in pieces])
+    chosen = must.copy()
+    unranked = np.full(len(pieces), -np.inf, dtype=np.float32)
+    by_rank = unranked if ranks is None else ranks
+    order = np.lexsort((-by_rank, -counts, ~single))
+    wanted = order[(single | (counts > 0) | (by_rank > -np.inf))[order] & ~must[order]]
+    room = len(wanted) if max_pieces is None else max_pieces - int(must.sum())
+    chosen[wanted[:room]] = True
     return chosen
 
 

@@ -201,9 +201,12 @@ def _sizes(sizes: dict[str, Any], parity: dict[str, Any]) -> Iterator[str]:
     ]
     yield _figure(bars(drawn, "sizes of the files", 40), "Files; those of a Python package are not in the folder.")
     if vocabulary := parity.get("vocabulary"):
+        by_letters = vocabulary.get("chosen_by") == "letters"
+        of = "a sentence in each language" if by_letters else "the text that it was pruned by"
         yield (
-            f"<p>The encoder's vocabulary is pruned to {vocabulary['pieces']} of {vocabulary['of']} pieces, which cover "
-            f"{_percent(vocabulary['token_coverage'], 2)} of the tokens of the text that it was pruned by; "
+            f"<p>The encoder's vocabulary is pruned to {vocabulary['pieces']} of {vocabulary['of']} pieces"
+            f"{', chosen by the letters of the languages' if by_letters else ''}, which cover "
+            f"{_percent(vocabulary['token_coverage'], 2)} of the tokens of {of}; "
             f"{vocabulary['texts_with_same_segmentation']} of {vocabulary['texts']} texts keep their ids.</p>"
         )
 

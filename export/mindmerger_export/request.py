@@ -30,6 +30,7 @@ class Request:
 
     `compare`: judge the LLM's type against F16. `reference`: whether torch answers the golden questions too ("torch"), or
     not ("none"), or where the machine has the memory for it ("auto"). `judged`: by default the golden questions.
+    `languages` without `prune_texts` prune the encoder's vocabulary by their letters, unless `whole_vocabulary`.
     `tensor_types`, `exact_ids`: see llm.LLMOptions. `llm_adapter`: a PEFT folder or a GGUF adapter for an LLM without one.
     """
 
@@ -39,6 +40,7 @@ class Request:
     languages: tuple[str, ...] = ()
     prune_texts: tuple[Path, ...] = ()
     max_pieces: int | None = None
+    whole_vocabulary: bool = False
     llm: str = "embed"
     llm_type: str | None = None
     llm_gguf: Path | None = None
@@ -64,8 +66,11 @@ class Request:
             raise InputError("--quant auto chooses the type of a file of the bundle: leave out --llm package")
         if self.llm_gguf is not None and (self.llm_type is not None or self.llm == "package"):
             raise InputError("--llm-gguf takes the file as it is: leave out --quant and --llm package")
-        if self.max_pieces is not None and not self.prune_texts:
-            raise InputError("--max-pieces needs --prune-text: it is by a text's words that pieces are chosen")
+        prunes = bool(self.prune_texts or self.languages)
+        if self.max_pieces is not None and not prunes:
+            raise InputError("--max-pieces needs --languages or --prune-text: by these pieces are chosen")
+        if self.whole_vocabulary and (self.prune_texts or self.max_pieces is not None):
+            raise InputError("--whole-vocabulary keeps every piece: leave out --prune-text and --max-pieces")
 
 
 def bytes_of(text: str) -> int:

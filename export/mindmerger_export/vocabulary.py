@@ -1,4 +1,4 @@
-"""The bundle's tokenizer: the encoder's as it is, or pruned to what given texts need; with frames where there are languages.
+"""The bundle's tokenizer: the encoder's as it is, or pruned to what given texts or languages need; with its frames.
 
 What this module does not know: how pieces are chosen (prune.py), graphs.
 """
@@ -16,7 +16,8 @@ import numpy.typing as npt
 from mindmerger.errors import CheckpointError, DataError
 from mindmerger.frames import DEFAULT
 from mindmerger.manifest import FrameInfo
-from mindmerger_export.prune import Pruned, prune, read_texts
+from mindmerger_export import letters
+from mindmerger_export.prune import Pruned, is_unigram, prune, read_texts
 from mindmerger_export.request import Request
 from mindmerger_export.samples import SENTENCES
 from mindmerger_export.talk import Talk
@@ -40,13 +41,7 @@ def write_tokenizer(request: Request, encoder: EncoderSpec, rows: int, folder: P
     """Write the tokenizer of a bundle into `folder`; `rows` is the length of the encoder's table."""
     source = encoders.tokenizer_path(encoder)
     target = folder / TOKENIZER_FILE
-    pruned: Pruned | None = None
-    if request.prune_texts:
-        talk("choosing the pieces of the encoder's vocabulary")
-        texts = [*read_texts(texts_of(request.prune_texts, request.languages)), *_sentences(request.languages)]
-        pruned = prune(source, texts, rows, request.max_pieces)
-        kept = pruned.report
-        talk(f"vocabulary: {kept['pieces']} of {kept['of']} pieces, {100 * kept['token_coverage']:.2f} % of the tokens")
+    pruned = _pruned(request, source, rows, talk)
     text = pruned.tokenizer_json if pruned is not None else source.read_text(encoding="utf-8")
     frames = _frames(encoder, pruned)
     if frames:
@@ -55,6 +50,31 @@ def write_tokenizer(request: Request, encoder: EncoderSpec, rows: int, folder: P
     if pruned is None:
         return Vocabulary(rows, frames=frames)
     return Vocabulary(len(pruned.keep), np.asarray(pruned.keep), frames, pruned.report)
+
+
+def _pruned(request: Request, source: Path, rows: int, talk: Talk) -> Pruned | None:
+    """By the text that was given, else by the letters of the languages that were named; None: whole."""
+    languages = request.languages
+    if not request.prune_texts:
+        if not languages or request.whole_vocabulary:
+            return None
+        if not is_unigram(source):
+            talk("the encoder's vocabulary stays whole: it is no Unigram (SentencePiece) one, which can be pruned")
+            return None
+        letters.check_known(languages)
+    talk("choosing the pieces of the encoder's vocabulary")
+    sentences = _sentences(languages)
+    if request.prune_texts:
+        texts = [*read_texts(texts_of(request.prune_texts, languages)), *sentences]
+        pruned, of = prune(source, texts, rows, request.max_pieces), "the text's tokens"
+    else:
+        pruned, of = (
+            prune(source, sentences, rows, request.max_pieces, languages),
+            "the tokens of a sentence in each language",
+        )
+    kept = pruned.report
+    talk(f"vocabulary: {kept['pieces']} of {kept['of']} pieces, {100 * kept['token_coverage']:.2f} % of {of}")
+    return pruned
 
 
 def _sentences(languages: Sequence[str]) -> list[str]:

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from mindmerger.errors import CheckpointError, DataError, InputError
+from mindmerger.errors import BundleError, CheckpointError, DataError, InputError
+from mindmerger_export import letters
+from mindmerger_export.letters import script_of
 from mindmerger_export.prune import prune, read_texts
 from mindmerger_export.samples import SENTENCES
+from mindmerger_train import encoders
 from tests import tiny_torch
 
 
@@ -106,3 +109,65 @@ def test_post_processors_of_roberta_are_remapped(tokenizer: Path, tmp_path: Path
     pruned = prune(path, [SENTENCES["en"]], rows(path))
     ids = Tokenizer.from_str(pruned.tokenizer_json).encode(SENTENCES["en"]).ids
     assert np.array_equal(pruned.keep[ids], Tokenizer.from_file(str(path)).encode(SENTENCES["en"]).ids)
+
+
+def letters_of(text: str) -> set[str]:
+    return {script_of(letter) for letter in text if letter.isalpha()}
+
+
+def test_languages_alone_decide_by_their_letters(tokenizer: Path) -> None:
+    pruned = prune(tokenizer, [], rows(tokenizer), languages=("bn", "es", "ru"))
+    pieces = [piece for piece, _ in json.loads(pruned.tokenizer_json)["model"]["vocab"]]
+    assert set().union(*map(letters_of, pieces)) <= {"LATIN", "BENGALI", "CYRILLIC"}
+    before, after = Tokenizer.from_file(str(tokenizer)), Tokenizer.from_str(pruned.tokenizer_json)
+    # A script of its own is kept whole, so what is written in it keeps its ids.
+    assert before.encode(SENTENCES["bn"]).ids == pruned.keep[after.encode(SENTENCES["bn"]).ids].tolist()
+    for code in ("bn", "es", "ru"):
+        assert 3 not in after.encode(SENTENCES[code]).ids
+    assert 3 in after.encode(SENTENCES["th"]).ids
+    assert pruned.report["chosen_by"] == "letters" and pruned.report["texts"] == 0
+    assert pruned.keep.tolist() == prune(tokenizer, [], rows(tokenizer), languages=("ru", "bn", "es")).keep.tolist()
+
+
+def test_letters_of_a_language_leave_out_those_of_others(tokenizer: Path) -> None:
+    """Of one script, too: a Swahili vocabulary has no Vietnamese or Polish words, but their letters."""
+    pruned = prune(tokenizer, [SENTENCES["sw"]], rows(tokenizer), languages=("sw",))
+    kept = [piece for piece, _ in json.loads(pruned.tokenizer_json)["model"]["vocab"]]
+    everything = [piece for piece, _ in json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"]]
+    foreign = [piece for piece in everything if len(piece) > 2 and set(piece) & set("łężąşğ")]
+    assert foreign and not set(foreign) & set(kept)
+    assert {letter for piece in foreign for letter in piece if letter in everything} <= set(kept)
+    assert pruned.report["texts_with_same_segmentation"] == 1
+    assert 0.5 < pruned.report["token_coverage"] <= 1.0
+
+
+def test_max_pieces_keeps_what_languages_need_most(tokenizer: Path) -> None:
+    everything = prune(tokenizer, [], rows(tokenizer), languages=("es",)).keep
+    fewer = prune(tokenizer, [], rows(tokenizer), len(everything) - 20, languages=("es",)).keep
+    assert len(fewer) == len(everything) - 20 and set(fewer) < set(everything)
+
+
+def test_languages_without_letters_are_refused_and_every_sentence_has_some() -> None:
+    assert set(SENTENCES) <= set(letters.SCRIPTS)
+    assert set(letters.table()) <= {
+        code for code, scripts in letters.SCRIPTS.items() if {*scripts} <= {"LATIN", "CYRILLIC"}
+    }
+    with pytest.raises(InputError, match="tlh needs is not known: give text in it by --prune-text"):
+        letters.check_known(("es", "tlh"))
+
+
+def test_real_vocabulary_by_languages() -> None:
+    """The vocabulary that e5 and XLM-R share: how many pieces ten languages take, and sentences that the table has not seen."""
+    try:
+        source = encoders.tokenizer_path(encoders.default_spec())
+    except BundleError as error:
+        pytest.skip(str(error))
+    ten = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "th", "zh")
+    unseen = [SENTENCES[code] for code in ten]
+    pruned = prune(source, unseen, 250_037, languages=ten)
+    assert len(pruned.keep) < 97_000
+    assert pruned.report["token_coverage"] > 0.95
+    before, after = Tokenizer.from_file(str(source)), Tokenizer.from_str(pruned.tokenizer_json)
+    before.no_truncation()
+    for text in unseen:
+        assert before.encode(text).ids == pruned.keep[after.encode(text).ids].tolist()
