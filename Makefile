@@ -14,7 +14,7 @@ QUESTION ?= ¿Cuánto es 15 + 27?
 .venv-test/test.stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-test
 	.venv-test/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	.venv-test/bin/python -m pip install --quiet --disable-pip-version-check -e '.[default,train,export,serve,dev]'
+	.venv-test/bin/python -m pip install --quiet --disable-pip-version-check -e '.[default,train,export,serve,kit,dev]'
 	touch $@
 
 run: .venv/run.stamp

@@ -94,6 +94,11 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> Features:
     return Features(frozenset(name for name, needed in table.items() if flags.issuperset(needed)), frozenset(table))
 
 
+def cpu_flags() -> dict[str, tuple[str, ...]]:
+    """A feature in ggml's name → the flags of Linux's /proc/cpuinfo that it needs, for processors of this kind."""
+    return dict(_ARM if platform.machine().lower() in ("aarch64", "arm64") else _X86)
+
+
 def _sysctl_features() -> Features:
     present, asked = set(), set()
     for name, key in _SYSCTL.items():
