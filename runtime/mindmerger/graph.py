@@ -80,7 +80,9 @@ class MergerGraph:
         self._check_signature()
 
     def _open(self) -> Any:
-        import onnxruntime as ort
+        from mindmerger.onnx_runtime import onnx_runtime
+
+        ort = onnx_runtime()
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads

@@ -108,9 +108,9 @@ def load(
 
 
 def _available_providers() -> list[str]:
-    import onnxruntime
+    from mindmerger.onnx_runtime import onnx_runtime
 
-    return list(onnxruntime.get_available_providers())
+    return list(onnx_runtime().get_available_providers())
 
 
 def _log_notice(notice: str) -> None:

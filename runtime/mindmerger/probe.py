@@ -40,9 +40,9 @@ class Probe:
         return {"features": features, "gpu": bool(native.llama_supports_gpu_offload())}
 
     def do_onnxruntime(self) -> Document:
-        import onnxruntime
+        from mindmerger.onnx_runtime import onnx_runtime
 
-        return {"providers": list(onnxruntime.get_available_providers())}
+        return {"providers": list(onnx_runtime().get_available_providers())}
 
     def do_load(self, bundle: str, context: int | None) -> Document:
         import mindmerger
