@@ -47,7 +47,8 @@ from mindmerger_export.quality import Judge
 from mindmerger_export.quantise import quantise
 from mindmerger_export.report import document_of, write_report
 from mindmerger_export.request import AUTO, DEFAULT_MAX_KL, Judged, Request
-from mindmerger_export.samples import ANSWERS
+from mindmerger_export.samples import ANSWERS, SENTENCES
+from mindmerger_export.table_bits import TableBits, table_bits
 from mindmerger_export.talk import Talk
 from mindmerger_export.vocabulary import TOKENIZER_FILE, Vocabulary, write_tokenizer
 from mindmerger_export.workspace import building, check_free, publish
@@ -157,8 +158,11 @@ class _Export:
             manifest = replace(manifest, files=(*rest, *llm_files.entries))
             self.report["llm"] = llm_files.kind
             write_manifest(manifest, folder)
-        elif self.compared:
-            candidates = self._compare(manifest, llm_files)
+        else:
+            candidates, reason = self._compare(manifest, llm_files)
+            if reason:
+                talk.lines([f"mm-export: {reason}"])
+                self.report["llm_types"] = {"left_out": reason}
         if candidates:
             self.report["llm_types"] = auto_quant.report_of(candidates, llm_files.kind if auto else None)
         cost: dict[str, Any] = {}
@@ -174,12 +178,13 @@ class _Export:
 
     def _write_graph(self, module: MergerModule, vocabulary: Vocabulary) -> list[FileInfo]:
         checkpoint, request = self.checkpoint, self.request
+        table = self._table_bits(module)
         self.talk("exporting the merger graph")
         encoder = cast(Any, module.encoder.model)
         whole = embedding_table(module.encoder)
         if vocabulary.keep is not None:
             rows = whole.weight.detach()[torch.from_numpy(vocabulary.keep)]
-            encoder.set_input_embeddings(_table_like(whole, rows))
+            encoder.set_input_embeddings(table_like(whole, rows))
         metadata = {
             "role": "merger",
             "name": checkpoint.name,
@@ -200,13 +205,22 @@ class _Export:
             model = export_graph(module, metadata)
             if request.precision != "fp32":
                 self.talk(f"quantising the graph to {request.precision}")
-            self.report["quantisation"] = quantise(model, request.precision, talk=self.talk).to_json()
+            done = quantise(model, request.precision, talk=self.talk, table_bits=table.bits)
+            self.report["quantisation"] = done.to_json() | table.to_json()
             paths = save_graph(model, self.folder)
         finally:
             # What the graph is compared with is the encoder with its whole vocabulary, not the one that was sliced.
             encoder.set_input_embeddings(whole)
         roles = ("merger", "merger-data")
         return [file_entry(role, path) for role, path in zip(roles, paths, strict=False)]
+
+    def _table_bits(self, module: MergerModule) -> TableBits:
+        """w8 has a 4-bit table where the rows stay near enough: seen on every third of the sentences that are compared."""
+        if self.request.precision != "w8":
+            return TableBits({"fp32": 32, "w4": 4}[self.request.precision])
+        self.talk("measuring what a table in 4 bits costs")
+        tokenizer = encoders.load_tokenizer(self.checkpoint.encoder)
+        return table_bits(module, [tokenizer.encode(text).ids for text in list(SENTENCES.values())[::3]])
 
     def _manifest(
         self, module: MergerModule, vocabulary: Vocabulary, graph_files: list[FileInfo], llm_files: LLMFiles
@@ -282,22 +296,29 @@ class _Export:
         path = folder / LLM_FILE
         return LLMFiles((file_entry("llm", path),), path, None, kind), candidates
 
-    def _compare(self, manifest: Manifest, llm_files: LLMFiles) -> list[Candidate]:
+    def _compare(self, manifest: Manifest, llm_files: LLMFiles) -> tuple[list[Candidate], str]:
+        """The LLM beside its F16, or why that is left out."""
+        if not self.request.compare:
+            return [], "the LLM's type was not compared with F16: --no-compare was given"
+        if not self.compared:
+            return [], (
+                f"the LLM's type was not compared with F16: above {space.LARGE // 10**9} billion parameters this takes minutes "
+                "a question on a small machine (--quant auto compares all the same)"
+            )
         if llm_files.kind == auto_quant.REFERENCE:
-            return []  # it is its own reference
+            return [], "the LLM is F16 itself: there is nothing to compare it with"
         try:
             gguf = open_bundle(self.folder).llm()
             judge = self._judge(manifest)
-            return auto_quant.compare(judge, self._write_llm, self.folder, gguf, llm_files.kind, self.talk)
+            return auto_quant.compare(judge, self._write_llm, self.folder, gguf, llm_files.kind, self.talk), ""
         except MindMergerError as error:
             if self.request.llm_gguf is None:
                 raise
             # A ready GGUF may be of a family that cannot be written here: then there is nothing to compare it with.
-            self.talk(f"the LLM is not compared with F16: {error}")
-            return []
+            return [], f"the LLM's type was not compared with F16, which could not be made: {error}"
 
 
-def _table_like(whole: nn.Embedding, rows: torch.Tensor) -> nn.Embedding:
+def table_like(whole: nn.Embedding, rows: torch.Tensor) -> nn.Embedding:
     """The same kind of table (M2M100's scales what it looks up) with other rows."""
     table = type(whole).__new__(type(whole))
     nn.Module.__init__(table)

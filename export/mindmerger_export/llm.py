@@ -171,7 +171,9 @@ class _Conversion:
             bake(base, self._adapter, self.out, self.kind)
         else:
             self._check(sum(weights), 0, 0)
-            requantise(base, self._pairs(), self.out, self.kind, self._counter(sum(weights)))
+            self._talk(f"writing the LLM in {self.kind}")
+            size = int(sum(weights) * kquants.BITS[self.kind] / 8)
+            requantise(base, self._pairs(), self.out, self.kind, self._counter(size))
         return {}
 
     def from_folder(self, folder: Path, checkpoint: Checkpoint, exact_ids: bool) -> tuple[dict[str, Any], str | None]:
@@ -221,8 +223,8 @@ class _Conversion:
         def advance(size: int) -> None:
             nonlocal done
             done += size
-            # In megabytes, which people can read.
-            self._talk.at(done >> 20, max(1, total >> 20))
+            # In megabytes, which people can read. Vectors stay in 32 bits, so that the sum may be a little above an estimate.
+            self._talk.at(min(done, total) >> 20, max(1, total >> 20))
 
         return advance
 

@@ -103,7 +103,12 @@ def prove_answers(
                 reference, model, llm_tokenizer, request.golden, kind in _FLOAT_TYPES, talk=talk
             )
         else:
-            report["answers"] = {"left_out": "torch was not asked: its LLM in float32 does not fit into this memory"}
+            reason = (
+                "--reference none was given"
+                if request.reference == "none"
+                else "its LLM in float32 does not fit into this memory"
+            )
+            report["answers"] = {"left_out": f"the answers were not compared with torch's: {reason}"}
         del reference
         gc.collect()
         talk("answering the golden questions")

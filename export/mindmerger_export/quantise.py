@@ -146,8 +146,17 @@ def in_blocks_of_rows(matrix: Floats, bits: int) -> tuple[Codes, Floats, bool]:
     raise AssertionError("rounding always ends")
 
 
-def quantise(model: Any, precision: str, accuracy_level: int = ACCURACY_LEVEL, talk: Talk | None = None) -> Quantised:
-    """Quantise the weights of an `onnx_ir.Model` in place. `fp32` leaves everything as it is."""
+def quantise(
+    model: Any,
+    precision: str,
+    accuracy_level: int = ACCURACY_LEVEL,
+    talk: Talk | None = None,
+    table_bits: int | None = None,
+) -> Quantised:
+    """Quantise the weights of an `onnx_ir.Model` in place. `fp32` leaves everything as it is.
+
+    `table_bits`: of the embedding table, by default as many as the matrices have.
+    """
     talk = talk or Talk()
     done = Quantised()
     if precision == "fp32":
@@ -162,7 +171,7 @@ def quantise(model: Any, precision: str, accuracy_level: int = ACCURACY_LEVEL, t
                 continue
             _quantise_matmul(graph, node, bits, accuracy_level, packed, done)
         elif node.op_type == "Gather" and node.domain == "" and node.inputs[1] is graph.inputs[0]:
-            _quantise_gather(graph, node, bits, done)
+            _quantise_gather(graph, node, table_bits or bits, done)
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]
     model.opset_imports["com.microsoft"] = 1

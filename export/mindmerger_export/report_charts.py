@@ -11,7 +11,8 @@ from html import escape
 from typing import NamedTuple
 
 ROW = 20
-_LABEL, _END = 24.0, 80.0  # per cent of the width: where bars begin, and where the longest ends
+# Per cent of the width: where bars begin, and where the longest ends. On a phone what is left holds a dozen characters.
+_LABEL, _END = 24.0, 74.0
 
 
 class Bar(NamedTuple):
@@ -36,9 +37,18 @@ def bars(rows: Sequence[Bar], title: str, label: float = _LABEL) -> str:
     return _svg(drawn, len(rows), title)
 
 
-def log_bars(rows: Sequence[tuple[str, float, str]], title: str, colour: int = 0, label: float = _LABEL) -> str:
-    """Bars over the orders of magnitude from the smallest positive value to the largest; zero has none."""
-    values = [value for _, value, _ in rows if value > 0]
+def log_bars(
+    rows: Sequence[tuple[str, float, str]],
+    title: str,
+    colour: int = 0,
+    label: float = _LABEL,
+    scale: Sequence[float] = (),
+) -> str:
+    """Bars over the orders of magnitude from the smallest positive value to the largest; zero has none.
+
+    `scale`: other values that the same lengths shall hold for.
+    """
+    values = [value for value in (*scale, *(value for _, value, _ in rows)) if value > 0]
     low = math.floor(math.log10(min(values))) if values else 0
     high = math.log10(max(values)) if values else 1.0
     span = max(high - low, 1e-9)

@@ -22,9 +22,12 @@ h1{font-size:1.6rem;margin:.5rem 0}h2{font-size:1.15rem;margin:2rem 0 .5rem;bord
 p{margin:.4rem 0}.m,figcaption{color:var(--m);font-size:.9rem}figure{margin:1rem 0}
 .t{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.6rem;margin:1rem 0}
 .t div{background:var(--k);border-radius:.5rem;padding:.6rem .8rem}.t b{display:block;font-size:1.3rem}
+.o{border-left:.25rem solid var(--c1);background:var(--k);padding:.5rem .8rem}
+.g{display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr));gap:0 2rem}summary{cursor:pointer}
 .t span{color:var(--m);font-size:.85rem}.s{overflow-x:auto}
 table{border-collapse:collapse;font-size:.9rem;min-width:60%}th,td{padding:.25rem .6rem;text-align:right;white-space:nowrap;
-border-bottom:1px solid var(--l)}th:first-child,td:first-child{text-align:left}
+border-bottom:1px solid var(--l)}th{white-space:normal;overflow-wrap:normal;vertical-align:bottom}
+@media(max-width:34rem){th,td{padding:.25rem .3rem;font-size:.8rem}}th:first-child,td:first-child{text-align:left}
 svg text{font:12px system-ui,sans-serif;fill:var(--f)}svg .v{fill:var(--m)}
 .c0{fill:var(--c0)}.c1{fill:var(--c1)}.c2{fill:var(--c2)}.c3{fill:var(--c3)}
 i.c0,i.c1,i.c2,i.c3{display:inline-block;width:.8em;height:.8em;border-radius:.2em;margin:0 .3em 0 .8em}
@@ -41,7 +44,7 @@ def page(document: dict[str, Any]) -> str:
         f"<p>{escape(_what_it_is(bundle))}</p>",
         _tiles(document),
         *_rows(parity.get("rows", {})),
-        *_answers(parity.get("answers", {})),
+        *_answers(parity.get("answers", {}), document.get("golden", [])),
         *_types(parity.get("llm_types")),
         *_sizes(document["sizes"], parity),
         *_cost(document.get("measured"), document.get("memory")),
@@ -93,14 +96,30 @@ def _rows(rows: dict[str, Any]) -> Iterator[str]:
         f"{rows['max_abs']:.3g}. In padded batches: {rows['padded_batches']['cosine_min']:.6f} at worst.</p>"
     )
     distance = {key: max(1.0 - value, 0.0) for key, value in rows["worst_by_text"].items()}
-    largest = rows.get("max_abs_by_text", {})
-    drawn = [
-        (key, distance[key], f"{distance[key]:.1e}" + (f" · {largest[key]:.1e}" if key in largest else ""))
-        for key in sorted(distance, key=lambda key: -distance[key])
+    order = sorted(distance, key=lambda key: -distance[key])
+    half = (len(order) + 1) // 2
+    halves = [
+        log_bars(
+            [(key, distance[key], f"{distance[key]:.1e}") for key in keys],
+            "distance of the worst row by language",
+            label=10,
+            scale=list(distance.values()),
+        )
+        for keys in (order[:half], order[half:])
+        if keys
     ]
     yield _figure(
-        log_bars(drawn, "distance of the worst row by language", label=8),
-        "Worst row of each language: 1 − cosine (longer is farther; by orders of magnitude), and the largest difference.",
+        f'<div class="g">{"".join(halves)}</div>',
+        "Worst row of each language: 1 − cosine; longer is farther, by orders of magnitude.",
+    )
+    largest = rows.get("max_abs_by_text", {})
+    figures = [
+        [key, f"{rows['worst_by_text'][key]:.6f}", f"{largest[key]:.3g}" if key in largest else ""]
+        for key in sorted(distance)
+    ]
+    yield (
+        "<details><summary>Figures of every language</summary>"
+        f"{_table(['language', 'worst cosine', 'largest difference'], figures)}</details>"
     )
     if "gate" in rows:
         names = {"encoder_weight": "encoder weight", "llm_weight": "LLM weight", "language": "language"}
@@ -108,12 +127,14 @@ def _rows(rows: dict[str, Any]) -> Iterator[str]:
         yield _table(["the gate beside torch's", "mean difference", "largest"], lines)
 
 
-def _answers(answers: dict[str, Any]) -> Iterator[str]:
+def _answers(answers: dict[str, Any], golden: Sequence[dict[str, Any]]) -> Iterator[str]:
     if not answers:
         return
     yield "<h2>Answers to the golden questions</h2>"
     if "left_out" in answers:
-        yield f"<p>{escape(answers['left_out'])}.</p>"
+        yield _left_out(answers["left_out"])
+        tokens = sum(one["tokens"] for one in golden)
+        yield f"<p>The bundle itself was loaded and answered {len(golden)} questions with {tokens} tokens.</p>"
         return
     yield (
         f"<p>{answers['questions']} questions, torch in float32 beside the bundle. KL is of the first token's distribution, "
@@ -149,9 +170,12 @@ def _answers(answers: dict[str, Any]) -> Iterator[str]:
 
 
 def _types(types: dict[str, Any] | None) -> Iterator[str]:
-    if not types or not types["candidates"]:
+    if not types:
         return
     yield "<h2>The LLM's type</h2>"
+    if "left_out" in types:
+        yield _left_out(types["left_out"])
+        return
     yield (
         "<p>Each type beside F16: both are led along the answers that F16 gives to the same questions, and at every position "
         "their distributions are compared.</p>"
@@ -193,21 +217,22 @@ def _sizes(sizes: dict[str, Any], parity: dict[str, Any]) -> Iterator[str]:
     yield "<h2>Sizes</h2>"
     drawn = [
         Bar(
-            path.rsplit("/", 1)[-1][:28],
-            [(entry["bytes"], 1 if entry["role"].startswith("llm") else 0)],
+            _shortened(path.rsplit("/", 1)[-1]),
+            [(entry["bytes"], 1 if entry["role"].startswith(("llm", "adapter")) else 0)],
             _bytes(entry["bytes"]),
         )
         for path, entry in sorted(sizes.items(), key=lambda item: -item[1]["bytes"])
     ]
-    yield _figure(bars(drawn, "sizes of the files", 40), "Files; those of a Python package are not in the folder.")
+    yield _legend("encoder and merger", "LLM")
+    yield _figure(bars(drawn, "sizes of the files", 38), "Files; those of a Python package are not in the folder.")
     if vocabulary := parity.get("vocabulary"):
         by_letters = vocabulary.get("chosen_by") == "letters"
         of = "a sentence in each language" if by_letters else "the text that it was pruned by"
         yield (
-            f"<p>The encoder's vocabulary is pruned to {vocabulary['pieces']} of {vocabulary['of']} pieces"
+            f"<p>The encoder's vocabulary is pruned to {vocabulary['pieces']:,} of {vocabulary['of']:,} pieces"
             f"{', chosen by the letters of the languages' if by_letters else ''}, which cover "
             f"{_percent(vocabulary['token_coverage'], 2)} of the tokens of {of}; "
-            f"{vocabulary['texts_with_same_segmentation']} of {vocabulary['texts']} texts keep their ids.</p>"
+            f"{vocabulary['texts_with_same_segmentation']:,} of {vocabulary['texts']:,} texts keep their ids.</p>"
         )
 
 
@@ -224,8 +249,7 @@ def _cost(measured: dict[str, Any] | None, memory: dict[str, int] | None) -> Ite
             f"The first token comes after {both['first_token_ms']:.4g} ms, by the LLM alone after "
             f"{alone['first_token_ms']:.4g}.</p>"
         )
-        legend = ("encoder and merger", "reading the prompt", "answering")
-        yield '<p class="m">' + "".join(f'<i class="c{i}"></i>{name}' for i, name in enumerate(legend)) + "</p>"
+        yield _legend("encoder and merger", "reading the prompt", "answering")
         yield _figure(
             bars(
                 [
@@ -243,12 +267,13 @@ def _cost(measured: dict[str, Any] | None, memory: dict[str, int] | None) -> Ite
         )
     if memory:
         share = memory["encoder_and_merger"] / memory["merged"]
+        yield _legend("encoder and merger", "LLM")
         yield _figure(
             bars(
                 [
                     Bar(
                         "merged",
-                        [(memory["llm_alone"], 1), (memory["encoder_and_merger"], 0)],
+                        [(memory["encoder_and_merger"], 0), (memory["llm_alone"], 1)],
                         _bytes(memory["merged"]),
                     ),
                     Bar("LLM alone", [(memory["llm_alone"], 1)], _bytes(memory["llm_alone"])),
@@ -268,6 +293,20 @@ def _made(document: dict[str, Any]) -> Iterator[str]:
     yield (
         '<p class="m">' + escape(", ".join(f"{name} {version}" for name, version in document["tools"].items())) + "</p>"
     )
+
+
+def _legend(*names: str) -> str:
+    """What the colours stand for, from the first on."""
+    return '<p class="m">' + "".join(f'<i class="c{i}"></i>{escape(name)}' for i, name in enumerate(names)) + "</p>"
+
+
+def _shortened(name: str, most: int = 20) -> str:
+    """A file's name with its beginning and its end."""
+    return name if len(name) <= most else f"{name[: most - 9]}…{name[-8:]}"
+
+
+def _left_out(reason: str) -> str:
+    return f'<p class="o">{escape(reason[:1].upper() + reason[1:])}.</p>'
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -6,10 +6,10 @@ bound raises ParityError, which ends the export. Figures are rounded, so that eq
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from mindmerger_export.talk import Talk
 
 Floats = npt.NDArray[np.float32]
 Keep = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 ROWS_MAX_ABS = 1e-4
 # (mean, worst) cosine of a row of the quantised graph with torch's.
@@ -94,6 +95,21 @@ def compare(reference: Merged, found: Merged) -> Row:
     return Row(largest, mean, low, len(reference.rows), *((float(d.mean()), float(d.max())) for d in distances))
 
 
+class _Counted:
+    """Several loops as steps of one stage."""
+
+    def __init__(self, talk: Talk, total: int) -> None:
+        self._talk = talk
+        self._total = total
+        self._done = 0
+
+    def each(self, items: Iterable[T]) -> Iterator[T]:
+        for item in items:
+            yield item
+            self._done += 1
+            self._talk.at(self._done, self._total)
+
+
 def check_rows(
     module: MergerModule,
     path: Path,
@@ -125,20 +141,21 @@ def check_rows(
         }
         alone_inputs = _inputs(ids, gate, prompts, told=False)
         batch_inputs = _inputs(ids, gate, prompts, told=True)
-        alone = {key: graph.merge([question])[0] for key, question in alone_inputs.items()}
+        keys = list(ids)
+        batches = [keys[start : start + 8] for start in range(0, len(keys), 8)]
+        counted = _Counted(talk, len(keys) * (2 if gate is None else 3) + len(batches))
+        alone = {key: graph.merge([alone_inputs[key]])[0] for key in counted.each(keys)}
         together: dict[str, Merged] = {}
-        keys = list(batch_inputs)
-        for start in range(0, len(keys), 8):
-            batch = keys[start : start + 8]
+        for batch in counted.each(batches):
             together |= zip(batch, graph.merge([batch_inputs[key] for key in batch]), strict=True)
         graph.close()
     except BundleError as error:
         raise ParityError(f"the exported graph cannot be used: {error}") from None
-    compared = {
-        key: compare(torch_merge(module, alone_inputs[key], keep), found)
-        for key, found in talk.each(list(alone.items()))
-    }
-    padded = [compare(torch_merge(module, batch_inputs[key], keep), found) for key, found in together.items()]
+    wanted = {key: torch_merge(module, alone_inputs[key], keep) for key in counted.each(keys)}
+    compared = {key: compare(wanted[key], found) for key, found in alone.items()}
+    if gate is not None:  # which is told a language in batches, and only there
+        wanted = {key: torch_merge(module, batch_inputs[key], keep) for key in counted.each(keys)}
+    padded = [compare(wanted[key], found) for key, found in together.items()]
     for name, rows in (("rows", list(compared.values())), ("rows of padded batches", padded)):
         _judge_rows(name, rows, precision)
         _judge_gate(name, rows, precision)

@@ -167,25 +167,77 @@ def descendants(pid: int) -> Iterator[int]:
             yield from descendants(int(child))
 
 
-def measured(command: list[str]) -> tuple[str, float, int]:
-    """Run; returns stdout, seconds, and the peak of anonymous bytes of the process and its children together."""
-    began, peak, over = time.monotonic(), 0, threading.Event()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+@dataclass
+class Stage:
+    """What a process took during one of its stages: seconds, and the peak of anonymous bytes, children included."""
+
+    name: str
+    began: float
+    seconds: float = 0.0
+    peak: int = 0
+
+
+@dataclass
+class Measured:
+    """One command that ran to its end. `disk`: the most that lay in the hidden folder of its result, in bytes."""
+
+    out: str
+    seconds: float
+    stages: list[Stage]
+    disk: int
+    said: list[str]
+
+    @property
+    def peak(self) -> int:
+        return max(stage.peak for stage in self.stages)
+
+
+def measured(command: list[str], folder: Path) -> Measured:
+    """Run `command`; a stage is what it says it begins on stderr (`mm-export: …`), which is passed on."""
+    began, over, said = time.monotonic(), threading.Event(), list[str]()
+    stages = [Stage("starting the process", began)]
+    disk = 0
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
     def sample() -> None:
-        nonlocal peak
+        nonlocal disk
         while not over.wait(0.1):
             found = [resident(pid) for pid in descendants(process.pid)]
-            peak = max(peak, sum(one.anonymous for one in found if one is not None))
+            now = stages[-1]
+            now.peak = max(now.peak, sum(one.anonymous for one in found if one is not None))
+            disk = max(disk, sum(size_of(path) for path in folder.glob(".*.tmp/*")))
 
-    watcher = threading.Thread(target=sample, daemon=True)
-    watcher.start()
-    out, _ = process.communicate()
+    def listen() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            print(line, end="", file=sys.stderr, flush=True)
+            said.append(line.rstrip())
+            name = line.rstrip().removeprefix("mm-export: ")
+            # Of a long stage there is a line now and then: its name, a colon, how far it is.
+            if line.startswith("mm-export: ") and not name.startswith(f"{stages[-1].name}: "):
+                stages[-1].seconds = time.monotonic() - stages[-1].began
+                stages.append(Stage(name, time.monotonic()))
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (sample, listen)]
+    for thread in threads:
+        thread.start()
+    assert process.stdout is not None
+    out = process.stdout.read()
+    process.wait()
     over.set()
-    watcher.join()
+    for thread in threads:
+        thread.join()
+    stages[-1].seconds = time.monotonic() - stages[-1].began
     if process.returncode:
         raise SystemExit(f"{command[:3]} ended with {process.returncode}")
-    return out, time.monotonic() - began, peak
+    return Measured(out, time.monotonic() - began, stages, disk, said)
+
+
+def size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def main() -> None:
@@ -210,34 +262,37 @@ def main() -> None:
         str(bundle),
         "--force",
     ]
-    export += [
-        "--precision",
-        options.precision,
-        "--llm-type",
-        options.llm_type,
-        "--golden",
-        str(golden),
-        "--no-compare",
-    ]
-    _, export_seconds, export_peak = measured(export)
+    export += ["--precision", options.precision, "--llm-type", options.llm_type, "--golden", str(golden)]
+    exported = measured(export, options.folder)
     ask = (
         "import mindmerger, sys\n"
         "with mindmerger.load(sys.argv[1]) as model:\n"
         "    print(len(model.continuation_ids(sys.argv[2], 8)))"
     )
-    out, ask_seconds, ask_peak = measured([sys.executable, "-c", ask, str(bundle), QUESTION])
-    report: dict[str, Any] = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["parity"]
-    sizes = {path.name: path.stat().st_size for path in sorted(bundle.iterdir())}
-    print(f"| {options.scale} size | |\n|---|---|")
-    for name, size in sizes.items():
-        print(f"| {name} | {size / 1e6:,.1f} MB |")
-    print(f"| export, {options.precision} and {options.llm_type} | {export_seconds:.0f} s |")
+    asked = measured([sys.executable, "-c", ask, str(bundle), QUESTION], options.folder)
+    report: dict[str, Any] = json.loads((bundle / "report.json").read_text(encoding="utf-8"))
+    parity = report["parity"]
     print(
-        f"| export, peak RssAnon | {export_peak / 1e9:.2f} GB ({'below' if export_peak < LIMIT else 'ABOVE'} 10 GB) |"
+        f"| {options.scale} size, {options.precision} and {options.llm_type} | time | peak RssAnon |\n|---|---:|---:|"
     )
-    print(f"| loading and {out.strip()} tokens | {ask_seconds:.1f} s, peak RssAnon {ask_peak / 1e9:.2f} GB |")
-    print(f"| rows, cosine mean and worst | {report['rows']['cosine_mean']}, {report['rows']['cosine_min']} |")
-    print(f"| injected rows | scale {report['injection']['scale']}, KL {report['injection']['kl']} |")
+    for stage in exported.stages:
+        print(f"| {stage.name} | {stage.seconds:.1f} s | {stage.peak / 1e9:.2f} GB |")
+    bound = "below" if exported.peak < LIMIT else "ABOVE"
+    print(f"| **the whole export** | {exported.seconds:.0f} s | {exported.peak / 1e9:.2f} GB, {bound} 10 GB |")
+    print(f"| loading and {asked.out.strip()} tokens | {asked.seconds:.1f} s | {asked.peak / 1e9:.2f} GB |\n")
+    print(f"on the disk at most {exported.disk / 1e9:.2f} GB; estimated: {estimate(exported.said)}")
+    for path in sorted(bundle.iterdir()):
+        print(f"{path.name}: {path.stat().st_size / 1e6:,.1f} MB")
+    for part in ("rows", "injection", "answers", "loaded"):
+        found = parity.get(part, {})
+        print(part, {key: value for key, value in found.items() if not key.endswith("_by_text")})
+    print("memory", report.get("memory"))
+    print("measured", report.get("measured"))
+
+
+def estimate(said: list[str]) -> str:
+    """What the export said that it would take."""
+    return next((line.rpartition("; ")[2] for line in said if "; about " in line), "not said")
 
 
 if __name__ == "__main__":

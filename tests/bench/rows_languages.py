@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / part) for part in ("runtime", "export", ".")]
@@ -34,12 +35,14 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=4)
     parser.add_argument("--precisions", default="w8,w4")
     parser.add_argument("--prune-to", default="bn,de,en,es,fr,ja,ru,sw,th,zh")
+    parser.add_argument("--lines", type=int, default=2000, help="lines a language whose ids are compared")
     options = parser.parse_args()
 
     import torch
 
     from mindmerger.graph import GraphInput, MergerGraph
     from mindmerger.tokenizer import QuestionTokenizer
+    from mindmerger_export.bundle_writer import table_like
     from mindmerger_export.graph import embedding_table, export_graph, merger_module, save_graph
     from mindmerger_export.quantise import quantise
     from mindmerger_export.request import Request
@@ -64,7 +67,7 @@ def main() -> None:
     say(f"{len(asked)} languages; torch answers")
     wanted = {code: [torch_merge(module, GraphInput(ids)) for ids in lines] for code, lines in asked.items()}
     with tempfile.TemporaryDirectory() as place:
-        for precision in options.precisions.split(","):
+        for precision in filter(None, options.precisions.split(",")):
             folder = Path(place) / precision
             folder.mkdir()
             say(f"exporting {precision}")
@@ -93,24 +96,50 @@ def main() -> None:
                 flush=True,
             )
         codes = tuple(options.prune_to.split(","))
-        say(f"pruning to {', '.join(codes)}")
-        request = Request("x", languages=codes, prune_texts=(options.texts,))
-        vocabulary = write_tokenizer(request, checkpoint.encoder, rows, Path(place), Talk())
-        cut = QuestionTokenizer(Path(place) / TOKENIZER_FILE, checkpoint.encoder.max_tokens, vocabulary.rows)
-        assert vocabulary.keep is not None
-        same = count = 0
-        for code in codes:
-            for line in (options.texts / f"{code}.txt").read_text(encoding="utf-8").splitlines():
-                count += 1
-                same += np.array_equal(vocabulary.keep[cut.encode(line)], tokenizer.encode(line))
-        width = checkpoint.encoder.width
-        parameters = sum(parameter.numel() for parameter in module.encoder.model.parameters())
-        left = parameters - (rows - vocabulary.rows) * width
-        print(
-            f"pruned to {len(codes)} languages: {vocabulary.rows} of {rows} pieces; {same} of {count} lines with the same ids; "
-            f"weights of the encoder {left / 1e6:.1f} M of {parameters / 1e6:.1f} M ({100 * left / parameters:.0f} %); "
-            f"the table is {100 * rows * width / parameters:.0f} % of them"
-        )
+        whole_folder = Path(place) / "whole"
+        whole_folder.mkdir()
+        model = export_graph(module, {})
+        quantise(model, "w8")
+        whole_size = sum(path.stat().st_size for path in save_graph(model, whole_folder))
+        whole = MergerGraph(whole_folder / "merger.onnx", width=module.width, vocabulary=rows)
+        for way, texts in (("text", (options.texts,)), ("letters", ())):
+            say(f"pruning to {', '.join(codes)} by {way}")
+            folder = Path(place) / way
+            folder.mkdir()
+            request = Request("x", languages=codes, prune_texts=texts)
+            vocabulary = write_tokenizer(request, checkpoint.encoder, rows, folder, Talk())
+            assert vocabulary.keep is not None
+            encoder: Any = module.encoder.model
+            table = embedding_table(module.encoder)
+            encoder.set_input_embeddings(table_like(table, table.weight.detach()[torch.from_numpy(vocabulary.keep)]))
+            model = export_graph(module, {})
+            encoder.set_input_embeddings(table)
+            quantise(model, "w8")
+            size = sum(path.stat().st_size for path in save_graph(model, folder))
+            graph = MergerGraph(folder / "merger.onnx", width=module.width, vocabulary=vocabulary.rows)
+            cut = QuestionTokenizer(folder / TOKENIZER_FILE, checkpoint.encoder.max_tokens, vocabulary.rows)
+            same = count = equal = compared = 0
+            for code in codes:
+                for line in (options.texts / f"{code}.txt").read_text(encoding="utf-8").splitlines()[: options.lines]:
+                    count += 1
+                    new, old = cut.encode(line), tokenizer.encode(line)
+                    if not np.array_equal(vocabulary.keep[new], old):
+                        continue
+                    same += 1
+                    if same % 20 == 1:
+                        compared += 1
+                        found_rows = [one.merge([GraphInput(ids)])[0].rows for one, ids in ((whole, old), (graph, new))]
+                        equal += np.array_equal(*found_rows)
+            width = checkpoint.encoder.width
+            parameters = sum(parameter.numel() for parameter in encoder.parameters())
+            left = parameters - (rows - vocabulary.rows) * width
+            print(
+                f"pruned to {len(codes)} languages by {way}: {vocabulary.rows} of {rows} pieces; {same} of {count} lines with "
+                f"the same ids, of which {equal} of {compared} compared have the same rows to the bit; weights of the encoder "
+                f"{left / 1e6:.1f} M of {parameters / 1e6:.1f} M ({100 * left / parameters:.0f} %), w8 graph "
+                f"{size / 1e6:.1f} MB of {whole_size / 1e6:.1f} MB ({100 * size / whole_size:.0f} %)",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
