@@ -16,7 +16,7 @@ from mindmerger.i18n import _
 from mindmerger.manifest import EncoderInfo
 
 _MAPPED_ROLES = ("merger", "merger-data", "tokenizer", "llm")
-_BATCH = 256  # rows that llama.cpp computes at once, as mindmerger.llama asks for
+_BATCH = 128  # rows that llama.cpp computes at once, as mindmerger.llama asks for
 _GIVEN = 512  # and that it is given at once
 _FLOAT = 4
 _HALF = 2  # the KV cache is in float16
@@ -59,7 +59,7 @@ def memory_needed(bundle: Bundle, context: int | None = None) -> int:
 
     Counted: every file that is mapped, in full (the LLM, baked where the manifest says so; the merger graph; the
     tokenizer); the KV cache at `context` positions (default: the bundle's), in float16; llama.cpp's buffers for a batch
-    of 256; ONNX Runtime's copy of quantised weights and its buffers for the longest question; both vocabularies; Python
+    of 128; ONNX Runtime's copy of quantised weights and its buffers for the longest question; both vocabularies; Python
     and the libraries. Not counted: what baking needs (once, less than this), batches of several questions, and a GPU's
     memory. Short questions need up to a fifth less. BundleError when the GGUF cannot be read.
     """

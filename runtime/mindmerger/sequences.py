@@ -50,7 +50,8 @@ class Sequences:
     def step(self, entries: Sequence[tuple[int, int, bool]]) -> None:
         """Append one token to each of several sequences: (sequence, token, whether its logits are wanted).
 
-        The logits of entry `i` are then read by `sample(sampler, i)` or `logits(i)`, until the next call.
+        The logits of entry `i` are then read by `sample(sampler, i)` or `logits(i)`, until the next call. llama.cpp computes
+        together what is of sequences that follow one another, in that order; each run of them costs a reading of all weights.
         """
         self._open()
         if not entries or len({entry[0] for entry in entries}) != len(entries):
@@ -116,6 +117,20 @@ class Sequences:
         self._open()
         self._native.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         self.positions[sequence] = 0
+
+    def move(self, source: int, target: int) -> None:
+        """Let what is in `source` be in `target`, of which everything is forgotten, and `source` be empty.
+
+        Copies the whole part of the cache, to the bit, with the next call: a few milliseconds.
+        """
+        self._check(source, 0)
+        self._check(target, 0)
+        if source == target:
+            return
+        self.clear(target)
+        self._native.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self.positions[target] = self.positions[source]
+        self.clear(source)
 
     # --------------------------------------------------------------------------------------------- reading
 

@@ -254,6 +254,42 @@ def test_sequences_have_the_bits_of_one_alone_on_the_real_llm(smollm2: Path) -> 
                 assert np.array_equal(llm.logits(), found[step][i])
 
 
+def test_a_sequence_is_moved_to_the_bit_and_leaves_nothing(llm: LLM) -> None:
+    with Sequences(llm, 4, 64) as sequences:
+        for i, prompt in enumerate(([5, 6, 7], [9], [8] * 9, [200, 100, 50, 60])):
+            sequences.append_tokens(i, prompt, False)
+        sequences.step([(2, 1, False), (3, 42, True)])
+        expected = sequences.logits(1)
+        sequences.clear(3)
+        sequences.append_tokens(3, [200, 100, 50, 60], False)
+        sequences.move(3, 1)
+        sequences.move(2, 2)
+        assert sequences.positions == [3, 4, 10, 0]
+        sequences.append_tokens(3, [77], False)  # nothing of what was there
+        sequences.step([(0, 1, False), (1, 42, True)])
+        assert np.array_equal(sequences.logits(1), expected)
+        assert sequences.positions == [4, 5, 10, 1]
+        for source, target in ((0, 4), (-1, 0)):
+            with pytest.raises(InputError):
+                sequences.move(source, target)
+
+
+def test_every_step_is_of_the_first_sequences_in_their_order(
+    model: MergedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    step = Sequences.step
+
+    def seen(self: Sequences, entries: Any) -> None:
+        steps.append([sequence for sequence, _token, _wanted in entries])
+        step(self, entries)
+
+    monkeypatch.setattr(Sequences, "step", seen)
+    assert len(list(model.generate_batch(QUESTIONS, slots=5))) == len(QUESTIONS)
+    assert max(map(len, steps)) == 5 and len({len(one) for one in steps}) > 1
+    assert all(one == list(range(len(one))) for one in steps)
+
+
 def test_nothing_wrong_reaches_native_code(llm: LLM) -> None:
     for count, length in ((0, 10), (100_000, 10), (2, 0)):
         with pytest.raises(InputError):
