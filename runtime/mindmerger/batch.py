@@ -28,9 +28,9 @@ from mindmerger.sampling import Sampler
 from mindmerger.sequences import Sequences
 from mindmerger.transcript import Transcript
 
-# Processor time of a step by its slots, one thread of a Zen 4, 135 M parameters in Q8_0, 100 positions in each: 9.5 ms (1), 14.4 a
-# token (2), 9.1 (4), 6.6 (8), 5.3 (16), 4.6 (32), 4.3 (64). A position of a prefill takes 2.7, whoever is beside it: that is what
-# llama.cpp's product of Q8_0 matrices with many columns takes, at about 80 GFLOP/s.
+# Processor time of a step by its slots, one thread of a Zen 4, 135 M parameters in Q8_0, 100 positions in each: 9.5 ms (1),
+# 14.4 a token (2), 9.1 (4), 6.6 (8), 5.3 (16), 4.6 (32), 4.3 (64). A position of a prefill takes 2.7, whoever is beside it:
+# llama.cpp's product of Q8_0 matrices with many columns makes about 80 GFLOP/s.
 DEFAULT_SLOTS = 32
 # Questions are sorted by length inside windows of so many: enough for encoder batches with little padding, and the
 # answers still come about in the order of the questions.
