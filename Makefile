@@ -3,7 +3,7 @@
 PYTHON ?= python3
 QUESTION ?= ¿Cuánto es 15 + 27?
 
-.PHONY: run test test-browser bench clean
+.PHONY: run test test-browser test-kit bench clean
 .DEFAULT_GOAL := run
 
 .venv/run.stamp: pyproject.toml
@@ -28,6 +28,10 @@ test-browser: .venv-test/test.stamp
 	.venv-test/bin/python -m pip install --quiet --disable-pip-version-check playwright axe-playwright-python
 	command -v chromium chromium-browser google-chrome > /dev/null || .venv-test/bin/python -m playwright install chromium
 	MINDMERGER_BROWSER=1 .venv-test/bin/python -m pytest tests/serve/test_browser.py
+
+# An offline kit, made, installed without a network and asked: minutes, and 1.5 GB of disk for a while.
+test-kit: .venv-test/test.stamp
+	MINDMERGER_KIT=1 .venv-test/bin/python -m pytest tests/distribution/test_kit_whole.py
 
 clean:
 	rm -rf .venv .venv-test build *.egg-info

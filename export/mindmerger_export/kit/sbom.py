@@ -104,7 +104,7 @@ def _licences(said: str) -> list[License]:
     """An SPDX expression as such, else the words as a name; nothing where nothing is told."""
     if not said:
         return []
-    from cyclonedx.factory.license import LicenseFactory
+    from cyclonedx.contrib.license.factories import LicenseFactory
 
     return [LicenseFactory().make_from_string(said)]
 
