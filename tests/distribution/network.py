@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 GUARD = Path(__file__).parent / "guard"
 SECONDS = 300
 
-_STRACE = ["strace", "-f", "-qq", "-s", "64", "-e", "trace=socket,connect,sendto,sendmsg,sendmmsg"]
+_CALLS = ("socket", "connect", "sendto", "sendmsg", "sendmmsg")
+_STRACE = ["strace", "-f", "-qq", "-s", "256", "-e", f"trace={','.join(_CALLS)}"]
 _FAMILY = re.compile(r"sa_family=AF_(\w+)")
 _ADDRESS = re.compile(r'inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)"')
 _PORT = re.compile(r"sin6?_port=htons\((\d+)\)")
@@ -95,9 +96,10 @@ def _traced() -> bool:
     return subprocess.run([*_STRACE, "-o", os.devnull, "true"], capture_output=True, check=False).returncode == 0
 
 
-def sealed(command: Sequence[str], folder: Path, variables: dict[str, str]) -> Outcome:
-    """Run `command` in a namespace of its own, under strace."""
-    return _run([*_namespace(), *_STRACE, "-o", str(folder / "trace"), *command], folder, variables)
+def sealed(command: Sequence[str], folder: Path, variables: dict[str, str], *, also: Sequence[str] = ()) -> Outcome:
+    """Run `command` in a namespace of its own, under strace, which writes to `folder`/trace; `also`: further system calls."""
+    trace = [*_STRACE[:-1], f"trace={','.join([*_CALLS, *also])}", "-o", str(folder / "trace")]
+    return _run([*_namespace(), *trace, *command], folder, variables)
 
 
 def guarded(command: Sequence[str], folder: Path, variables: dict[str, str]) -> Outcome:
