@@ -164,12 +164,16 @@ def test_the_other_commands_in_each_language(language: str) -> None:
             env={**env, i18n.OVERRIDE: code}, check=False,
         ).stdout  # fmt: skip
 
-    for command, options in (("bench", ("--compare", "--startup")), ("doctor", ("--quick", "--context"))):
+    for command, options in (
+        ("bench", ("--compare", "--startup")),
+        ("doctor", ("--quick", "--context")),
+        ("serve", ("--api-key-file", "--slots")),
+    ):
         shown = said(command, "--help", code=language)
         assert all(option in shown for option in options)
         english = {line.strip() for line in said(command, "--help", code="en").splitlines() if len(line.split()) > 3}
         same = english & {line.strip() for line in shown.splitlines()}
-        assert all(line.startswith(f"mm-{command} ") for line in same), same
+        assert all(line.startswith((f"mm-{command} ", "curl ", "-d '{")) for line in same), same
     words = {"es": "problema", "fr": "problème", "hi": "समस्या", "sw": "tatizo"}
     assert words[language] in said("doctor", "--quick", "--bundle", "no-such-name", code=language)
 

@@ -16,6 +16,7 @@ import click
 from mindmerger.cli import completion_option, run_body, run_command
 from mindmerger.devices import DEVICES
 from mindmerger.errors import InputError
+from mindmerger.i18n import _
 
 if TYPE_CHECKING:
     import socket
@@ -28,48 +29,72 @@ _MIN_KEY = 16
 _MAX_KEY_BYTES = 4096
 _CONTEXT = 1024  # positions of a slot that are set aside without asking
 
-_EPILOG = f"""\b
-Examples:
-  mm-serve                                  then open the address that it prints
-  mm-serve --port 8000 --slots 4
-  mm-serve --host 0.0.0.0 --api-key-file key.txt
-  curl http://127.0.0.1:8017/v1/chat/completions -H 'Content-Type: application/json' \\
-    -d '{{"model": "mindmerger", "messages": [{{"role": "user", "content": "¿Cuánto es 15 + 27?"}}]}}'
 
-\b
-Addresses: / (the page), /v1/models, /v1/chat/completions, /v1/completions,
-/v1/explain, /health, /metrics, /openapi.json (the description of all of them).
+def _epilog() -> str:
+    examples = [
+        ("mm-serve", _("then open the address that it prints")),
+        ("mm-serve --port 8000 --slots 4", ""),
+        ("mm-serve --host 0.0.0.0 --api-key-file key.txt", ""),
+        ("curl http://127.0.0.1:8017/v1/chat/completions -H 'Content-Type: application/json' \\", ""),
+        (
+            '  -d \'{"model": "mindmerger", "messages": [{"role": "user", "content": "¿Cuánto es 15 + 27?"}]}\'',
+            "",
+        ),
+    ]
+    addresses = [
+        ("/", _("the page")),
+        ("/v1/models, /v1/chat/completions, /v1/completions", _("as OpenAI's")),
+        ("/v1/explain", _("what the gate says of a question")),
+        ("/health, /metrics", _("for who watches it")),
+        ("/openapi.json", _("the description of all of these")),
+    ]
+    codes = [
+        ("0", _("stopped in order")),
+        ("2", _("wrong command line")),
+        ("3", _("an option cannot be used, or the port is in use")),
+        ("4", _("the bundle is missing, damaged or of an unknown version")),
+        ("5", _("the models cannot be loaded or run on this machine")),
+        ("130", _("stopped at once with Ctrl-C")),
+        ("143", _("stopped at once by SIGTERM")),
+    ]
+    return "\n\n".join(
+        [
+            "\n".join(["\b", _("Examples:"), *(f"  {line:<41} {what}".rstrip() for line, what in examples)]),
+            "\n".join(["\b", _("Addresses:"), *(f"  {path:<51} {what}" for path, what in addresses)]),
+            _(
+                "stdout is one line, the address, as soon as it answers. Ctrl-C or SIGTERM: nothing new is taken and what runs "
+                "is finished; a second one stops at once. Any other address than this machine's own needs an API key: "
+                "--api-key-file, or {variable}. Nothing is sent anywhere: it works without a network."
+            ).format(variable=f"${KEY_VARIABLE}"),
+            "\n".join(["\b", _("Exit codes:"), *(f"  {code:<4} {what}" for code, what in codes)]),
+        ]
+    )
 
-stdout is one line, the address, as soon as it answers. Ctrl-C or SIGTERM: nothing
-new is taken and what runs is finished; a second one stops at once. Any other
-address than this machine's own needs an API key: --api-key-file, or ${KEY_VARIABLE}.
-Nothing is sent anywhere: it works without a network.
 
-\b
-Exit codes:
-  0    stopped in order
-  2    wrong command line
-  3    an option cannot be used; the port is in use
-  4    the bundle is missing, damaged or of an unknown version
-  5    the models could not be loaded or run on this machine
-  130  stopped at once with Ctrl-C
-  143  stopped at once by SIGTERM
-"""
-
-
-@click.command(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--bundle", metavar="DIR_OR_NAME", help="The bundle to serve: a folder or an installed name.")
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="The address to listen on.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8017, show_default=True, metavar="N", help="0: any that is free."
+@click.command(
+    help=_("Answer questions over HTTP: the OpenAI API, and a page for browsers at /."),
+    epilog=_epilog(),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.option("--slots", type=click.IntRange(min=1), default=16, show_default=True, help="Questions answered at once.")
+@click.option("--bundle", metavar="DIR_OR_NAME", help=_("The bundle to serve: a folder or an installed name."))
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help=_("The address to listen on."))
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8017,
+    show_default=True,
+    metavar="N",
+    help=_("0: any that is free."),
+)
+@click.option(
+    "--slots", type=click.IntRange(min=1), default=16, show_default=True, help=_("Questions answered at once.")
+)
 @click.option(
     "--queue",
     type=click.IntRange(0, 100_000),
     default=64,
     show_default=True,
-    help="Questions that may wait for a slot.",
+    help=_("Questions that may wait for a slot."),
 )
 @click.option(
     "--timeout",
@@ -77,33 +102,44 @@ Exit codes:
     default=300.0,
     show_default=True,
     metavar="S",
-    help="Seconds after which an answer ends with what it has.",
+    help=_("Seconds after which an answer ends with what it has."),
 )
 @click.option(
     "--context",
     type=click.IntRange(min=1),
     metavar="N",
-    help=f"Room for N tokens in each slot: question and answer (default: the bundle's, at most {_CONTEXT}).",
+    help=_("Room for N tokens in each slot: question and answer (default: the bundle's, at most {most}).").format(
+        most=_CONTEXT
+    ),
 )
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help=f"A file with the key that clients must send (default: ${KEY_VARIABLE}, else none).",
+    help=_("A file with the key that clients must send (default: {variable}, else none).").format(
+        variable=f"${KEY_VARIABLE}"
+    ),
 )
-@click.option("--allow-host", multiple=True, metavar="NAME", help="A further name of this machine; may be given again.")
 @click.option(
-    "--allow-origin", multiple=True, metavar="URL", help="A web page's origin that may ask; may be given again."
+    "--allow-host", multiple=True, metavar="NAME", help=_("A further name of this machine; may be given again.")
 )
-@click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="CPU threads (default: the cores).")
-@click.option("--device", type=click.Choice(DEVICES), default="auto", help="What computes.")
-@click.option("--gpu-layers", type=int, metavar="N", help="Layers of the LLM that go to the GPU; -1: all.")
-@click.option("--quiet", "-q", is_flag=True, help="Nothing on stderr but errors.")
-@click.option("--verbose", "-v", is_flag=True, help="A line on stderr for each request.")
+@click.option(
+    "--allow-origin", multiple=True, metavar="URL", help=_("A web page's origin that may ask; may be given again.")
+)
+@click.option("--threads", type=click.IntRange(1, 512), metavar="N", help=_("CPU threads (default: the cores)."))
+@click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default="auto",
+    help=_("What computes; what is not there is replaced by the CPU, with a notice."),
+)
+@click.option("--gpu-layers", type=int, metavar="N", help=_("Layers of the LLM that go to the GPU; -1: all."))
+@click.option("--quiet", "-q", is_flag=True, help=_("Nothing on stderr but errors."))
+@click.option("--verbose", "-v", is_flag=True, help=_("A line on stderr for each request."))
 @completion_option
-@click.option("--version", is_flag=True, help="Print the version and exit.")
+@click.option("--version", is_flag=True, help=_("Print the version and exit."))
 def command(version: bool, **options: Any) -> None:
-    """Answer questions over HTTP: the OpenAI API, and a page for browsers at /."""
+    """Read the command line."""
     if version:
         import mindmerger
 
@@ -139,7 +175,7 @@ class _Request:
 
 def _run(request: _Request) -> None:
     if request.quiet and request.verbose:
-        raise click.UsageError("--quiet and --verbose exclude each other.")
+        raise click.UsageError(_("{one} and {other} exclude each other.").format(one="--quiet", other="--verbose"))
     _check_installed()
     key = _api_key(request)
     # before the seconds that loading may take
@@ -162,10 +198,10 @@ def _serve(request: _Request, model: MergedModel, rules: Rules, found: socket.so
 
     def ready() -> None:
         print(url(found), flush=True)
-        request.note(f"serving {model.manifest.name}; Ctrl-C stops it")
+        request.note(_("serving {name}; Ctrl-C stops it").format(name=model.manifest.name))
 
     def stop() -> None:
-        request.note("stopping: what runs is finished; once more stops at once")
+        request.note(_("stopping: what runs is finished; once more stops at once"))
         engine.stop()
 
     engine.start()
@@ -195,7 +231,9 @@ def _check_installed() -> None:
 
     missing = [name for name in ("starlette", "uvicorn", "pydantic", "prometheus_client") if find_spec(name) is None]
     if missing:
-        raise InputError(f"mm-serve needs {', '.join(missing)}: pip install 'mindmerger[serve]'")
+        raise InputError(
+            _("mm-serve needs {packages}: pip install 'mindmerger[serve]'").format(packages=", ".join(missing))
+        )
 
 
 def _rules(request: _Request, key: str | None) -> Rules:
@@ -204,13 +242,16 @@ def _rules(request: _Request, key: str | None) -> Rules:
 
     if key is None and not is_loopback(request.host):
         raise InputError(
-            f"--host {request.host} can be reached from other machines: give an API key with --api-key-file "
-            f"or ${KEY_VARIABLE}"
+            _(
+                "--host {host} can be reached from other machines: give an API key with --api-key-file or {variable}"
+            ).format(host=request.host, variable=f"${KEY_VARIABLE}")
         )
     for origin in request.allow_origin:
         scheme, separator, rest = origin.partition("://")
         if scheme not in ("http", "https") or not separator or not rest or "/" in rest.rstrip("/") or "*" in rest:
-            raise InputError(f"--allow-origin {origin!r} is no origin: give one as in https://example.org")
+            raise InputError(
+                _("--allow-origin {origin!r} is no origin: give one as in https://example.org").format(origin=origin)
+            )
     return Rules(
         request.host, key, lower_all(request.allow_host), lower_all(request.allow_origin), frozenset(OPEN_PATHS)
     )
@@ -226,12 +267,14 @@ def _api_key(request: _Request) -> str | None:
         where = str(path)
         key = _read_key(path)
         if sys.platform != "win32" and path.stat().st_mode & 0o077:
-            request.note(f"{path} can be read by other users of this machine: chmod 600 {path}")
+            request.note(_("{path} can be read by other users of this machine: chmod 600 {path}").format(path=path))
     key = key.strip()
     if len(key) < _MIN_KEY or not key.isascii() or not key.isprintable() or " " in key:
         raise InputError(
-            f"the API key in {where} must be {_MIN_KEY} or more letters, digits and signs without spaces: make one with "
-            "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
+            _(
+                "the API key in {where} must be {least} or more letters, digits and signs without spaces: make one with "
+                "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
+            ).format(where=where, least=_MIN_KEY)
         )
     return key
 
@@ -241,7 +284,11 @@ def _read_key(path: Path) -> str:
         with path.open("rb") as file:
             return file.read(_MAX_KEY_BYTES).decode("utf-8", "replace")
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): --api-key-file is a file with one line") from None
+        raise InputError(
+            _("{path} cannot be read ({reason}): --api-key-file is a file with one line").format(
+                path=path, reason=error.strerror
+            )
+        ) from None
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mindmerger.errors import InputError
+from mindmerger.i18n import _
 
 _HEADER_SECONDS = 10.0  # from the first byte of a request to the end of its headers
 _HEADER_BYTES = 1 << 15
@@ -114,11 +115,13 @@ class Server(uvicorn.Server):
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens at the address; who comes before `serve` waits. InputError where it cannot be had."""
     try:
-        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
+        (family, kind, protocol, _name, address), *_more = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except (OSError, UnicodeError):
-        raise InputError(f"--host {host!r} is no address of this machine: give an address, as in 127.0.0.1") from None
+        raise InputError(
+            _("--host {host!r} is no address of this machine: give an address, as in 127.0.0.1").format(host=host)
+        ) from None
     found = socket.socket(family, kind, protocol)
     try:
         if sys.platform != "win32":  # there it would let two services share a port
@@ -135,11 +138,17 @@ def bind(host: str, port: int) -> socket.socket:
 def _unusable(host: str, port: int, error: OSError) -> InputError:
     if error.errno == errno.EADDRINUSE:
         return InputError(
-            f"port {port} is in use: another program, or another mm-serve, listens there; give another --port"
+            _("port {port} is in use: another program, or another mm-serve, listens there; give another --port").format(
+                port=port
+            )
         )
     if error.errno == errno.EACCES:
-        return InputError(f"port {port} may not be opened by this user: give a --port above 1023")
-    return InputError(f"{host} port {port} cannot be opened ({error.strerror}): give another --host or --port")
+        return InputError(_("port {port} may not be opened by this user: give a --port above 1023").format(port=port))
+    return InputError(
+        _("{host} port {port} cannot be opened ({reason}): give another --host or --port").format(
+            host=host, port=port, reason=error.strerror
+        )
+    )
 
 
 def url(found: socket.socket) -> str:
