@@ -11,9 +11,9 @@ from pathlib import Path
 
 from mindmerger.bundle import resolve
 from mindmerger.errors import InputError, ModelError
+from mindmerger.machine import free_disk
 from mindmerger.manifest import Manifest, read_manifest
 from mindmerger_export.kit import native, notices, sbom, sums, wheels
-from mindmerger_export.space import check_disk
 from mindmerger_export.standalone import make_standalone
 from mindmerger_export.talk import Talk
 from mindmerger_export.workspace import building, publish
@@ -63,7 +63,7 @@ def make_kit(request: KitRequest, talk: Talk | None = None) -> Kit:
     out = (request.out or Path(f"{manifest.name}-kit-{_tag()}")).absolute()
     check_out(out, request.force)
     # an LLM that is prepared out of a smaller one counts twice
-    check_disk(2 * sum(entry.bytes for entry in manifest.files) + _WHEELS, _existing(out.parent), "the kit")
+    _check_room(2 * sum(entry.bytes for entry in manifest.files) + _WHEELS, out)
     with building(out) as folder:
         manifest = read_manifest(make_standalone(str(bundle), folder / "bundle", talk=talk))
         said = notices.notice_of(bundle)
@@ -151,10 +151,16 @@ def _tag() -> str:
     return f"linux-{platform.machine()}-py{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def _existing(folder: Path) -> Path:
+def _check_room(size: int, out: Path) -> None:
+    folder = out.parent
     while not folder.is_dir():
         folder = folder.parent
-    return folder
+    free = free_disk(folder)
+    if free is not None and free < size:
+        raise ModelError(
+            f"the kit needs about {size // 10**6} MB on the disk of {folder} and {free // 10**6} MB are free: make room, or "
+            "give another --out"
+        )
 
 
 def _size(folder: Path) -> int:
