@@ -117,6 +117,32 @@ def test_a_full_queue(two: Served) -> None:
     two.until(lambda state: state["busy"] == 0)
 
 
+def test_who_came_first_is_served_first(endless: Path) -> None:
+    with serving(endless, "--slots", "1", "--queue", "8", "--context", "20000", "--verbose") as served:
+        reading = Reading(served)
+        next(reading.events())
+        came = []
+        for place in range(8):
+            waiting = HTTPConnection("127.0.0.1", served.port, timeout=SECONDS)
+            # the longest first, so that a shorter one behind it could pass
+            body = json.dumps({**LONG, "max_tokens": 100 - 10 * place})
+            waiting.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+            served.until(lambda state, count=place + 1: state["waiting"] == count)
+            came.append(waiting)
+        ports = [str(one.sock.getsockname()[1]) for one in came]
+        reading.close()
+        for place, waiting in enumerate(came):
+            answer = json.load(waiting.getresponse())
+            assert answer["usage"]["completion_tokens"] == 100 - 10 * place
+            waiting.close()
+        assert served.stop() == 0
+        lines = [
+            line for line in served.said().splitlines() if "/v1/chat/completions" in line
+        ]  # one, as it is answered
+        answered = [port for line in lines for port in ports if f":{port} " in line]
+        assert answered == ports
+
+
 def test_who_waits_may_go(two: Served) -> None:
     readers = [Reading(two) for _ in range(2)]
     waiting = socket.create_connection(("127.0.0.1", two.port))
