@@ -25,7 +25,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Understood:
-    """What the bundle's gate says of the question, before the first word of the answer. Bundles without a gate say nothing."""
+    """What a bundle's gate says of the question, before the first word of the answer."""
 
     language: str | None
     encoder_weight: float
@@ -34,16 +34,12 @@ class Understood:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next part of the reasoning."""
-
-    text: str
+    text: str  # the next part of the reasoning
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The answer is over, also when it was cancelled."""
-
-    result: mindmerger.Generation
+    result: mindmerger.Generation  # of a cancelled answer too
 
 
 @dataclass(frozen=True)

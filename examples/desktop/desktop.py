@@ -5,6 +5,7 @@ Enter asks, Shift+Enter begins a new line, Escape cancels. All of the model is i
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -77,6 +78,9 @@ class Window(QWidget):
 
     def __init__(self, bundle: str | None = None) -> None:
         super().__init__()
+        # Emitted in the model's thread, received in this one: Qt puts it into this thread's queue.
+        self.happened.connect(self._on)
+        self.answering = Answering(self.happened.emit, bundle=bundle)
         self.setWindowTitle(TITLE)
         self.resize(640, 560)
         self.question, self.reasoning, self.answer, self.status = Question(), QTextEdit(), QLabel(), QLabel("Loading …")
@@ -84,26 +88,23 @@ class Window(QWidget):
         self.question.setTabChangesFocus(True)
         self.question.setMaximumHeight(5 * self.question.fontMetrics().lineSpacing())
         self.reasoning.setReadOnly(True)
-        self.answer.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.answer.setStyleSheet("font-size: 24pt; font-weight: bold")
         self.status.setWordWrap(True)
+        self.status.setTextFormat(Qt.TextFormat.PlainText)  # an error may quote the question, whatever that is
         self.ask_button, self.cancel_button = QPushButton("&Ask"), QPushButton("&Cancel")
-        own = QPushButton("&Own weights")
+        self.own_button = QPushButton("&Own weights")
         self.weights: list[Weight] = []
-        self._lay_out(own)
+        self._lay_out()
         self.question.asked.connect(self.ask)
         self.ask_button.clicked.connect(self.ask)
-        self.cancel_button.clicked.connect(self.cancel)
-        own.clicked.connect(lambda: [weight.release() for weight in self.weights])
-        QShortcut(QKeySequence(Qt.Key.Key_Escape), self, self.cancel)
+        self.cancel_button.clicked.connect(self.answering.cancel)
+        self.own_button.clicked.connect(lambda: [weight.release() for weight in self.weights])
+        QShortcut(QKeySequence(Qt.Key.Key_Escape), self, self.answering.cancel)
         self._busy(False)
-        # Emitted in the model's thread, received in this one: Qt puts it into this thread's queue.
-        self.happened.connect(self._on)
-        self.answering = Answering(self.happened.emit, bundle=bundle)
 
-    def _lay_out(self, own: QPushButton) -> None:
+    def _lay_out(self) -> None:
         buttons, weights, whole = QHBoxLayout(), QGridLayout(), QVBoxLayout(self)
-        for button in (self.ask_button, self.cancel_button, own):
+        for button in (self.ask_button, self.cancel_button, self.own_button):
             buttons.addWidget(button)
         for row, name in enumerate(("&Encoder weight", "&LLM weight")):
             label, shown = QLabel(name), QLabel()
@@ -134,9 +135,6 @@ class Window(QWidget):
         self._busy(True)
         encoder, llm = (weight.given for weight in self.weights)
         self.answering.ask(self.question.toPlainText(), encoder_weight=encoder, llm_weight=llm)
-
-    def cancel(self) -> None:
-        self.answering.cancel()
 
     def _busy(self, busy: bool) -> None:
         self.ask_button.setEnabled(not busy)
@@ -173,6 +171,8 @@ class Window(QWidget):
 
 
 def main() -> int:
+    # Other programs run beside a window: llama.cpp's threads shall sleep, not spin, while they wait for each other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Qt's loop does not look for Ctrl-C
     application = QApplication(sys.argv)
     window = Window()
