@@ -27,11 +27,22 @@ test: .venv-test/test.stamp
 test-browser: .venv-test/test.stamp
 	.venv-test/bin/python -m pip install --quiet --disable-pip-version-check playwright axe-playwright-python
 	command -v chromium chromium-browser google-chrome > /dev/null || .venv-test/bin/python -m playwright install chromium
-	MINDMERGER_BROWSER=1 .venv-test/bin/python -m pytest tests/serve/test_browser.py
+	MINDMERGER_BROWSER=1 .venv-test/bin/python -m pytest tests/serve/test_browser.py tests/export/test_report_browser.py
 
 # An offline kit, made, installed without a network and asked: minutes, and 1.5 GB of disk for a while.
 test-kit: .venv-test/test.stamp
 	MINDMERGER_KIT=1 .venv-test/bin/python -m pytest tests/distribution/test_kit_whole.py
 
+# The desktop example as a folder application, its bundle beside it: docs/embedding.md.
+frozen-desktop:
+	$(PYTHON) -m venv .venv-frozen
+	.venv-frozen/bin/python -m pip install --quiet --disable-pip-version-check '.[default]' pyinstaller PySide6-Essentials
+	.venv-frozen/bin/pyinstaller --noconfirm --log-level WARN examples/desktop/desktop.spec
+	.venv-frozen/bin/mm-export standalone --force mindmerger dist/desktop/bundle
+
+# It starts on an X server (Xvfb, xdotool) and answers; screenshots go to $MINDMERGER_SCREENSHOTS if that is set.
+test-frozen: frozen-desktop .venv-test/test.stamp
+	MINDMERGER_FROZEN=dist/desktop .venv-test/bin/python -m pytest tests/examples
+
 clean:
-	rm -rf .venv .venv-test build *.egg-info
+	rm -rf .venv .venv-test .venv-frozen build dist *.egg-info

@@ -53,9 +53,9 @@ def page(document: dict[str, Any]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
         + "\n".join(body)
-        + "\n</body></html>\n"
+        + "\n</main></body></html>\n"
     )
 
 
@@ -195,7 +195,7 @@ def _types(types: dict[str, Any] | None) -> Iterator[str]:
                 one["verdict"],
             ]
         )
-    yield _table(["type", "size", "KL", "worst language", "same top token", "right answers", ""], rows)
+    yield _table(["type", "size", "KL", "worst language", "same top token", "right answers", "verdict"], rows)
     for one in judged:
         if one["type"] == types["reference"]:
             continue
@@ -243,11 +243,11 @@ def _cost(measured: dict[str, Any] | None, memory: dict[str, int] | None) -> Ite
     if measured:
         both, alone = measured["merged"], measured["llm_alone"]
         yield (
-            f"<p>Encoder and merger take {both['encode_ms']:.4g} ms a question: "
+            f"<p>Encoder and merger take {_time(both['encode_ms'])} a question: "
             f"{_percent(measured['encoder_share_of_first_token'])} of the time to the first token, "
             f"{_percent(measured['encoder_share_of_answer'])} of an answer of {measured['tokens']} tokens. "
-            f"The first token comes after {both['first_token_ms']:.4g} ms, by the LLM alone after "
-            f"{alone['first_token_ms']:.4g}.</p>"
+            f"The first token comes after {_time(both['first_token_ms'])}, by the LLM alone after "
+            f"{_time(alone['first_token_ms'])}.</p>"
         )
         yield _legend("encoder and merger", "reading the prompt", "answering")
         yield _figure(
@@ -256,7 +256,7 @@ def _cost(measured: dict[str, Any] | None, memory: dict[str, int] | None) -> Ite
                     Bar(
                         name,
                         [(one["encode_ms"], 0), (one["prefill_ms"], 1), (one["decode_ms"], 2)],
-                        f"{one['total_ms']:.4g} ms",
+                        _time(one["total_ms"]),
                     )
                     for name, one in (("merged", both), ("LLM alone", alone))
                 ],
@@ -300,9 +300,9 @@ def _legend(*names: str) -> str:
     return '<p class="m">' + "".join(f'<i class="c{i}"></i>{escape(name)}' for i, name in enumerate(names)) + "</p>"
 
 
-def _shortened(name: str, most: int = 20) -> str:
+def _shortened(name: str, most: int = 15) -> str:
     """A file's name with its beginning and its end."""
-    return name if len(name) <= most else f"{name[: most - 9]}…{name[-8:]}"
+    return name if len(name) <= most else f"{name[: most - 7]}…{name[-6:]}"
 
 
 def _left_out(reason: str) -> str:
@@ -312,7 +312,8 @@ def _left_out(reason: str) -> str:
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="s"><table><tr>{head}</tr>{body}</table></div>'
+    # What scrolls can be reached by the keyboard.
+    return f'<div class="s" tabindex="0"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _figure(picture: str, caption: str) -> str:
@@ -324,6 +325,10 @@ def _bytes(size: float) -> str:
         if size >= factor:
             return f"{size / factor:.3g} {unit}"
     return f"{size:.0f} B"
+
+
+def _time(milliseconds: float) -> str:
+    return f"{milliseconds:.4g} ms" if milliseconds < 1e4 else f"{milliseconds / 1e3:.3g} s"
 
 
 def _count(number: float) -> str:

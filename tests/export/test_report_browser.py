@@ -45,7 +45,7 @@ def large() -> dict[str, Any]:
     """The default's report with figures as long as they come: times of a large LLM, long names."""
     document: dict[str, Any] = json.loads(REPORT.read_text(encoding="utf-8"))
     for one in (document["measured"]["merged"], document["measured"]["llm_alone"]):
-        one.update({key: 1234.5 * value for key, value in one.items()})
+        one.update({key: 123.4 * value for key, value in one.items()})
     document["bundle"]["llm"]["name"] = "A-Rather-Long-Name-Of-An-LLM-7B-Instruct-v0.3"
     return document
 
