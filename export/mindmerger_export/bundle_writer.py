@@ -50,7 +50,7 @@ from mindmerger_export.request import AUTO, DEFAULT_MAX_KL, Judged, Request
 from mindmerger_export.samples import ANSWERS, SENTENCES
 from mindmerger_export.table_bits import TableBits, table_bits
 from mindmerger_export.talk import Talk
-from mindmerger_export.vocabulary import TOKENIZER_FILE, Vocabulary, write_tokenizer
+from mindmerger_export.vocabulary import TOKENIZER_FILE, Vocabulary, check_languages, write_tokenizer
 from mindmerger_export.workspace import building, check_free, publish
 from mindmerger_train import encoders
 from mindmerger_train.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
@@ -78,6 +78,7 @@ def export_bundle(request: Request, talk: Talk | None = None) -> Path:
     checkpoint = load_checkpoint(folder)
     _check_target(out, request, checkpoint)
     check_method(checkpoint.merger)
+    check_languages(request, checkpoint.encoder)
     sizes = space.sizes_of(checkpoint)
     compared = request.compare and (request.llm_type == AUTO or sizes.llm <= space.LARGE)
     needed = space.need(request, sizes, compared)

@@ -78,7 +78,9 @@ class Judge:
 
     @contextmanager
     def _model(self, gguf: Path) -> Iterator[MergedModel]:
-        manifest = self._manifest
+        most = min(ANSWER_TOKENS, self._manifest.generation.max_new_tokens)
+        # As the manifest's own default it is cut to the room that a long question leaves in a small context.
+        manifest = replace(self._manifest, generation=replace(self._manifest.generation, max_new_tokens=most))
         paths = {role: self._folder / manifest.file(role).path for role in ("merger", "tokenizer")}
         graph = MergerGraph(
             paths["merger"],
@@ -135,8 +137,7 @@ class Judge:
         if judged.answer is None:
             return None
         options = asked_in(self._manifest, judged.language)
-        most = min(ANSWER_TOKENS, self._manifest.generation.max_new_tokens)
-        found = model.answer(judged.question, max_new_tokens=most, temperature=0.0, **options).answer
+        found = model.answer(judged.question, temperature=0.0, **options).answer
         return found is not None and same_number(found, judged.answer)
 
     def _by_language(

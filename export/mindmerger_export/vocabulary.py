@@ -37,6 +37,14 @@ class Vocabulary:
     report: dict[str, Any] | None = None
 
 
+def check_languages(request: Request, encoder: EncoderSpec) -> None:
+    """Raises InputError or DataError, before any work, where there is nothing to choose the pieces of a language by."""
+    if request.prune_texts:
+        texts_of(request.prune_texts, request.languages)
+    elif request.languages and not request.whole_vocabulary and is_unigram(encoders.tokenizer_path(encoder)):
+        letters.check_known(request.languages)
+
+
 def write_tokenizer(request: Request, encoder: EncoderSpec, rows: int, folder: Path, talk: Talk) -> Vocabulary:
     """Write the tokenizer of a bundle into `folder`; `rows` is the length of the encoder's table."""
     source = encoders.tokenizer_path(encoder)
@@ -61,7 +69,6 @@ def _pruned(request: Request, source: Path, rows: int, talk: Talk) -> Pruned | N
         if not is_unigram(source):
             talk("the encoder's vocabulary stays whole: it is no Unigram (SentencePiece) one, which can be pruned")
             return None
-        letters.check_known(languages)
     talk("choosing the pieces of the encoder's vocabulary")
     sentences = _sentences(languages)
     if request.prune_texts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,14 @@ def judge_of(bundle: Path) -> Judge:
 def write(kind: str, folder: Path) -> Path:
     """The same random weights in another type: what an export writes."""
     return tiny.random_llm(folder / "llm.gguf", quantised=kind)
+
+
+def test_a_small_context_cuts_answers_short(bundle: Path, tmp_path: Path) -> None:
+    """160 tokens do not fit, what is left does."""
+    manifest = read_manifest(bundle)
+    small = replace(manifest, llm=replace(manifest.llm, context=96))
+    found = Judge(bundle, small, QUESTIONS[:1], Talk()).reference(write("f16", tmp_path))
+    assert found["en"].of == 1 and found["en"].positions > 1
 
 
 def test_f16_is_its_own_reference_and_fewer_bits_are_farther(bundle: Path, tmp_path: Path) -> None:

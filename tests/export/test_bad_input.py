@@ -122,6 +122,10 @@ def test_missing_parts(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_bad_options(checkpoint: Path, tmp_path: Path) -> None:
     fails(checkpoint, tmp_path, InputError, "--prune-text", max_pieces=100)
+    fails(checkpoint, tmp_path, InputError, "tlh needs is not known", languages=("es", "tlh"))
+    fails(
+        checkpoint, tmp_path, InputError, "--whole-vocabulary", max_pieces=100, languages=("es",), whole_vocabulary=True
+    )
     fails(checkpoint, tmp_path, InputError, "package", llm="package")
     fails(checkpoint, tmp_path, CheckpointError, "no GGUF", llm_gguf=tmp_path / "none.gguf", llm_type=None)
     junk = tmp_path / "junk.gguf"
