@@ -55,8 +55,8 @@ meets the bounds, 130 interrupted, 143 terminated.""",
     type=click.Choice(_PRECISIONS),
     default="w8",
     show_default=True,
-    help="Weights of the graph: fp32 as they are, w8 in 8 bits, w4 in 4. Weights that were 4-bit before (the embedded "
-    "default's encoder) keep exactly their values in 4 bits.",
+    help="Weights of the graph: fp32 as they are, w8 in 8 bits with a table in 4 where the rows stay, w4 in 4. Weights that "
+    "were 4-bit before (the embedded default's encoder) keep exactly their values in 4 bits.",
 )
 @click.option(
     "--languages",
