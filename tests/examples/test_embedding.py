@@ -17,7 +17,7 @@ PROGRAMS = [text for kind, text in BLOCKS if kind == "python"]
 PRINTED = ["<<48/2=24>>#### 7", "cancelled\n"]
 
 
-@pytest.mark.parametrize(("program", "printed"), zip(PROGRAMS, PRINTED, strict=True))
+@pytest.mark.parametrize(("program", "printed"), list(zip(PROGRAMS, PRINTED, strict=True)))
 def test_the_programs_run(program: str, printed: str, arithmetic: Path) -> None:
     environment = {**os.environ, "MINDMERGER_BUNDLE": str(arithmetic), "PYTHONPATH": str(ROOT / "runtime")}
     result = subprocess.run(
