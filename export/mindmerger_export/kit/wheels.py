@@ -31,7 +31,7 @@ _PORTABLE = "-DGGML_NATIVE=OFF"
 _CHECKOUT = Path(__file__).resolve().parents[3]
 _NO_NETWORK = re.compile(
     r"name resolution|Name or service not known|NewConnectionError|Network is unreachable|Connection refused|ProxyError"
-    r"|ConnectTimeout|Could not fetch URL|getaddrinfo",
+    r"|ConnectTimeout|Could not fetch URL|getaddrinfo|Max retries exceeded|Connection aborted|timed out",
     re.IGNORECASE,
 )
 _LICENCE = re.compile(r"(?:^|/)(?:LICEN[CS]E|COPYING|NOTICE|AUTHORS|ThirdPartyNotices)[^/]*$", re.IGNORECASE)
@@ -238,8 +238,8 @@ def _pip(arguments: Sequence[str], talk: Talk, **environment: str) -> None:
 def _failed(what: str, said: str) -> MindMergerError:
     if _NO_NETWORK.search(said):
         return MindMergerError(
-            f"{what}: the package index cannot be reached. Make the kit on a machine with a network, or name a folder with the "
-            "wheels in PIP_FIND_LINKS and set PIP_NO_INDEX=1"
+            f"{what}: the package index cannot be reached or breaks off. Make the kit where there is a network, or name a folder "
+            "with the wheels in PIP_FIND_LINKS and set PIP_NO_INDEX=1"
         )
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines
