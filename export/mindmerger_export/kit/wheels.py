@@ -238,8 +238,8 @@ def _pip(arguments: Sequence[str], talk: Talk, **environment: str) -> None:
 def _failed(what: str, said: str) -> MindMergerError:
     if _NO_NETWORK.search(said):
         return MindMergerError(
-            f"{what}: the package index cannot be reached or breaks off. Make the kit where there is a network, or name a folder "
-            "with the wheels in PIP_FIND_LINKS and set PIP_NO_INDEX=1"
+            f"{what}: the package index cannot be reached or breaks off. Make the kit where there is a network, or name a "
+            "folder with the wheels in PIP_FIND_LINKS and set PIP_NO_INDEX=1"
         )
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines
