@@ -7,42 +7,21 @@ Native code is asked in a process of its own (`mindmerger.probe`). Knows nothing
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 from mindmerger import cache
 from mindmerger.bundle import Bundle, resolve
 from mindmerger.child import Child
 from mindmerger.errors import BundleError, MindMergerError, ModelError
+from mindmerger.findings import REINSTALL, Finding, from_error, megabytes
 from mindmerger.i18n import _
+from mindmerger.installation import libraries, packages
 from mindmerger.limits import check_bundle, check_libraries
-from mindmerger.machine import available_memory, cpu_features, free_disk, processor_name
+from mindmerger.machine import available_memory, free_disk
 from mindmerger.manifest import FileInfo, Manifest, read_manifest
 from mindmerger.packages import find_package_file
 
-Level = Literal["ok", "warning", "problem"]
-PACKAGES = ("numpy", "onnxruntime", "llama-cpp-python", "tokenizers", "gguf", "click")
-# What makes a prompt visibly faster where a build uses it; the rest is a few per cent.
-_WORTH_IT = {"AVX", "AVX2", "F16C", "FMA", "AVX512", "NEON", "DOTPROD", "MATMUL_INT8"}
 _BAKE_SPARE = 32 * 1024 * 1024
-_REINSTALL = "pip install --force-reinstall --no-cache-dir"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line: what was looked at, how it is, and (where it is not well) what to do.
-
-    `exit_code` is that of the error which the problem would cause, 0 for what is no problem.
-    """
-
-    check: str
-    level: Level
-    text: str
-    advice: str = ""
-    exit_code: int = 0
 
 
 def examine(bundle: str | None, *, quick: bool = False, context: int | None = None) -> Iterator[Finding]:
@@ -51,7 +30,7 @@ def examine(bundle: str | None, *, quick: bool = False, context: int | None = No
     try:
         check_libraries()
     except ModelError as error:  # the first import of one would be the end of this process
-        yield _from_error("memory", error)
+        yield from_error("memory", error)
         return
     yield from libraries()
     yield from examine_bundle(bundle, quick=quick, context=context)
@@ -64,7 +43,7 @@ def examine_bundle(bundle: str | None, *, quick: bool = False, context: int | No
         folder = resolve(bundle)
         manifest = read_manifest(folder)
     except MindMergerError as error:
-        yield _from_error("bundle", error)
+        yield from_error("bundle", error)
         return
     text = _("{name} ({method}, {count} languages), {folder}").format(
         name=manifest.name, method=manifest.method, count=len(manifest.languages), folder=folder
@@ -77,102 +56,6 @@ def examine_bundle(bundle: str | None, *, quick: bool = False, context: int | No
         yield finding
     yield from resources(opened, context)
     yield from golden(opened, broken=broken, quick=quick, context=context)
-
-
-# ------------------------------------------------------------------------------------------------ installation
-
-
-def packages() -> Iterator[Finding]:
-    """Versions of Python and of the packages that the runtime needs."""
-    import mindmerger
-
-    yield Finding(
-        "mindmerger", "ok", f"{mindmerger.__version__}, Python {platform.python_version()}, {platform.platform()}"
-    )
-    found = []
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            if name == "onnxruntime":  # the build for CUDA is the same module under another name
-                with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                    found.append(f"onnxruntime-gpu {importlib.metadata.version('onnxruntime-gpu')}")
-                    continue
-            yield Finding(
-                "packages",
-                "problem",
-                _("{name} is not installed").format(name=name),
-                f"pip install {name}",
-                ModelError.exit_code,
-            )
-    yield Finding("packages", "ok", ", ".join(found))
-
-
-def libraries() -> Iterator[Finding]:
-    """The native libraries: whether they run here, what they use of the processor, what else they could use."""
-    with Child("mindmerger.probe", what=_("loading {library}").format(library="llama.cpp")) as child:
-        try:
-            llama = child.ask(do="llama")
-        except MindMergerError as error:
-            yield _from_error("processor", error, f"{_REINSTALL} llama-cpp-python")
-        else:
-            yield processor(set(llama["features"]))
-            if llama["gpu"]:
-                yield Finding("GPU for llama.cpp", "ok", _("this build can put layers of the LLM on a GPU"))
-            else:
-                yield Finding("GPU for llama.cpp", "ok", _("none: this build runs on the CPU, which every bundle can"))
-    with Child("mindmerger.probe", what=_("loading {library}").format(library="ONNX Runtime")) as child:
-        try:
-            providers = child.ask(do="onnxruntime")["providers"]
-        except MindMergerError as error:
-            yield _from_error("ONNX Runtime", error, f"{_REINSTALL} onnxruntime")
-        else:
-            if "CPUExecutionProvider" in providers:
-                yield Finding("ONNX Runtime", "ok", _("providers: {names}").format(names=", ".join(providers)))
-            else:
-                yield Finding(
-                    "ONNX Runtime",
-                    "problem",
-                    _("it has no provider for the CPU: {names}").format(names=", ".join(providers) or "-"),
-                    f"{_REINSTALL} onnxruntime",
-                    ModelError.exit_code,
-                )
-
-
-def processor(built_with: set[str]) -> Finding:
-    """What llama.cpp was built with against what the processor has, both in ggml's names."""
-    features = cpu_features()
-    name = f"{processor_name()} ({platform.machine()})"
-    if not features.asked:
-        return Finding(
-            "processor",
-            "warning",
-            _("{name}: the system does not say what it can").format(name=name),
-            _("if llama.cpp ends with an illegal instruction, build it on this machine"),
-        )
-    lacking = sorted((built_with & features.asked) - features.present)
-    if lacking:
-        return Finding(
-            "processor",
-            "problem",
-            _("{name} lacks {features}, which llama.cpp was built with: it may end without a word").format(
-                name=name, features=", ".join(lacking)
-            ),
-            f"CMAKE_ARGS=-DGGML_NATIVE=ON {_REINSTALL} --no-binary llama-cpp-python llama-cpp-python",
-            ModelError.exit_code,
-        )
-    unused = sorted((features.present & _WORTH_IT) - built_with)
-    used = ", ".join(sorted(built_with & features.present)) or _("no vector instructions")
-    if unused:
-        return Finding(
-            "processor",
-            "warning",
-            _("{name}: llama.cpp uses {used} and not {unused}").format(name=name, used=used, unused=", ".join(unused)),
-            _("faster: {command}").format(
-                command=f"CMAKE_ARGS=-DGGML_NATIVE=ON {_REINSTALL} --no-binary llama-cpp-python llama-cpp-python"
-            ),
-        )
-    return Finding("processor", "ok", _("{name}: llama.cpp uses {used}").format(name=name, used=used))
 
 
 # ------------------------------------------------------------------------------------------------------ bundle
@@ -212,7 +95,7 @@ def _file(bundle: Bundle, entry: FileInfo, quick: bool) -> Finding:
 
             check_llm(path)
     except MindMergerError as error:
-        return _from_error(name, error)
+        return from_error(name, error)
     except OSError as error:
         return Finding(
             name,
@@ -223,7 +106,7 @@ def _file(bundle: Bundle, entry: FileInfo, quick: bool) -> Finding:
         )
     bundle.paths.setdefault(entry.role, path)
     right = _("its size is right") if quick else _("its sha256 is right")
-    return Finding(name, "ok", f"{entry.role}, {_megabytes(size)}, {right}")
+    return Finding(name, "ok", f"{entry.role}, {megabytes(size)}, {right}")
 
 
 def _baked(manifest: Manifest, quick: bool) -> Finding:
@@ -240,7 +123,7 @@ def _baked(manifest: Manifest, quick: bool) -> Finding:
                     _("{path} is damaged").format(path=path),
                     _("delete it: the next start makes it again"),
                 )
-            return Finding("prepared LLM", "ok", f"{_megabytes(path.stat().st_size)}, {path.parent}")
+            return Finding("prepared LLM", "ok", f"{megabytes(path.stat().st_size)}, {path.parent}")
         except OSError:
             continue
     return Finding("prepared LLM", "ok", _("not made yet: the first start takes a few seconds more"))
@@ -261,11 +144,11 @@ def resources(bundle: Bundle, context: int | None) -> Iterator[Finding]:
         )
     else:
         parts = _("needs about {total} (files {files}, KV cache {cache}, buffers {buffers}, program {program})").format(
-            total=_megabytes(need.total),
-            files=_megabytes(need.files),
-            cache=_megabytes(need.cache),
-            buffers=_megabytes(need.buffers),
-            program=_megabytes(need.program),
+            total=megabytes(need.total),
+            files=megabytes(need.files),
+            cache=megabytes(need.cache),
+            buffers=megabytes(need.buffers),
+            program=megabytes(need.program),
         )
         yield _enough_memory(need.total, parts, available_memory())
         from mindmerger.llama import default_threads
@@ -273,7 +156,7 @@ def resources(bundle: Bundle, context: int | None) -> Iterator[Finding]:
         try:
             check_bundle(bundle, context, default_threads())
         except ModelError as error:
-            yield _from_error("memory limit", error)
+            yield from_error("memory limit", error)
     yield _disk(bundle)
 
 
@@ -283,7 +166,7 @@ def _enough_memory(need: int, text: str, free: int | None) -> Finding:
         return Finding(
             "memory", "warning", _("{text}; the system does not say how much is free").format(text=text), advice
         )
-    text = _("{text}, {free} are free").format(text=text, free=_megabytes(free))
+    text = _("{text}, {free} are free").format(text=text, free=megabytes(free))
     if free < need:
         return Finding("memory", "problem", text, advice, ModelError.exit_code)
     return Finding("memory", "warning", text, advice) if free < 1.2 * need else Finding("memory", "ok", text)
@@ -322,17 +205,17 @@ def _disk(bundle: Bundle) -> Finding:
     free = free_disk(folder)
     text = str(folder.parent)
     if free is not None:
-        text = _("{text}, {free} are free").format(text=text, free=_megabytes(free))
+        text = _("{text}, {free} are free").format(text=text, free=megabytes(free))
     if free is not None and free < need:
         return Finding(
             "cache folder",
             "problem",
-            _("{text}, {need} are needed to prepare the LLM").format(text=text, need=_megabytes(need)),
+            _("{text}, {need} are needed to prepare the LLM").format(text=text, need=megabytes(need)),
             _("make room, or set XDG_CACHE_HOME to another disk"),
             ModelError.exit_code,
         )
     if need:
-        text = _("{text}, {need} are needed to prepare the LLM").format(text=text, need=_megabytes(need))
+        text = _("{text}, {need} are needed to prepare the LLM").format(text=text, need=megabytes(need))
     return Finding("cache folder", "ok", text)
 
 
@@ -368,7 +251,7 @@ def golden(bundle: Bundle, *, broken: bool, quick: bool, context: int | None) ->
                     _("one or two may: processors round differently where two tokens are almost as likely"),
                 )
         except MindMergerError as error:
-            yield _from_error("load", error)
+            yield from_error("load", error)
             return
     yield _golden_verdict(same, len(examples))
 
@@ -388,26 +271,6 @@ def _golden_verdict(same: int, asked: int) -> Finding:
         name,
         "problem",
         text,
-        _("{command}, or report this machine").format(command=f"{_REINSTALL} llama-cpp-python onnxruntime"),
+        _("{command}, or report this machine").format(command=f"{REINSTALL} llama-cpp-python onnxruntime"),
         ModelError.exit_code,
     )
-
-
-# ----------------------------------------------------------------------------------------------------- wording
-
-
-def _from_error(check: str, error: MindMergerError, advice: str = "") -> Finding:
-    """An error's sentence says what is wrong and, after its last colon, what to do."""
-    text, colon, own = str(error).rpartition(": ")
-    if not colon or advice:
-        return Finding(check, "problem", str(error), advice or _("see the message"), error.exit_code)
-    return Finding(check, "problem", text.rstrip(), own, error.exit_code)
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
-
-
-def worst(findings: list[Finding]) -> int:
-    """The exit code of a command that reports these: that of the first problem, 0 without one."""
-    return next((finding.exit_code for finding in findings if finding.level == "problem"), 0)

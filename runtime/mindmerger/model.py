@@ -22,14 +22,13 @@ from mindmerger.batch import BatchItem
 from mindmerger.bundle import Bundle
 from mindmerger.deadline import Deadline
 from mindmerger.errors import InputError, MindMergerError, ModelError
-from mindmerger.frames import framed
 from mindmerger.generation import Explanation, Generation, GenerationStream
 from mindmerger.graph import MergerGraph
 from mindmerger.i18n import _
 from mindmerger.llama import LLM, Cancelled
 from mindmerger.merging import Merging, Ready
 from mindmerger.options import OptionKeywords, Options, SourceKeywords
-from mindmerger.plan import Plan
+from mindmerger.plan import Plan, Planner
 from mindmerger.record import Times, record
 from mindmerger.sampling import Sampling
 from mindmerger.sequences import max_sequences
@@ -60,6 +59,7 @@ class MergedModel:
         self.llm = llm
         self._tokenizer = tokenizer
         self._graph = graph
+        self._planner = Planner(self.manifest, tokenizer, llm)
         self._merging = Merging(self.manifest, graph, llm)
         self._setting = batch.Setting(llm, self._merging, self.manifest.prompt.bos_id is not None)
         self._turn = threading.Lock()
@@ -224,44 +224,16 @@ class MergedModel:
     # ------------------------------------------------------------------------------------------ how it is done
 
     def _read(self, question: str, wish: Wish | None = None, sources: tuple[bool, bool] = (True, True)) -> Plan:
-        """Check and tokenise a question; whether it fits is not looked at."""
-        began = perf_counter()
-        if self._closed:
-            raise ModelError(_("the model is closed: load it again"))
-        soft_prompt, in_prompt = sources
-        question = check_question(question)
-        self._tokenizer.check_length(question)
-        encoder_ids = self._tokenizer.encode(question) if soft_prompt else []
-        if soft_prompt and wish is not None:
-            encoder_ids = framed(encoder_ids, self.manifest.encoder.frames, wish.language)
-        # The gate reads the prompt, whether or not the LLM will.
-        asked = in_prompt or (soft_prompt and self.manifest.gate is not None)
-        prompt_ids = self.manifest.prompt.ids(question, self.llm.tokenise) if asked else []
-        tokenise_ms = (perf_counter() - began) * 1e3
-        return Plan(question, encoder_ids, prompt_ids, 1, tokenise_ms, wish or Wish(), sources)
+        self._check_open()
+        return self._planner.read(question, wish, sources)
 
     def _plan(self, question: str, max_new_tokens: int | None, wish: Wish, sources: tuple[bool, bool]) -> Plan:
-        """Everything that can be refused is refused here."""
-        plan = self._read(question, wish, sources)
-        length = (self.manifest.prompt.bos_id is not None) + plan.positions
-        wanted = 1 if max_new_tokens is None else max_new_tokens
-        if length + wanted > self.llm.context:
-            raise InputError(
-                _(
-                    "the question takes {length} positions ({rows} of the soft prompt, {prompt} of the prompt) "
-                    "and {wanted} new tokens do not fit beside it into the context of {context}: shorten the "
-                    "question, ask for fewer new tokens or load with a larger context"
-                ).format(
-                    length=length,
-                    rows=plan.soft_prompt_rows,
-                    prompt=plan.prompt_tokens,
-                    wanted=wanted,
-                    context=self.llm.context,
-                )
-            )
-        if max_new_tokens is None:
-            max_new_tokens = min(self.manifest.generation.max_new_tokens, self.llm.context - length)
-        return replace(plan, max_new_tokens=max_new_tokens)
+        self._check_open()
+        return self._planner.plan(question, max_new_tokens, wish, sources)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ModelError(_("the model is closed: load it again"))
 
     def _merge(self, plan: Plan) -> tuple[Ready, float]:
         """Encode the question and weigh its sources. Returns the milliseconds too."""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import mindmerger
-from mindmerger import cache, doctor, machine
+from mindmerger import cache, doctor, installation, machine
 from mindmerger.bundle import Bundle, open_bundle
 from mindmerger.child import Child
 from mindmerger.errors import ModelError
@@ -177,10 +177,10 @@ def test_too_little_address_space_is_a_line(tmp_path: Path) -> None:
 
 def test_the_processor_against_the_build() -> None:
     features = machine.cpu_features()
-    assert doctor.processor(set(features.present)).level == "ok"
+    assert installation.processor(set(features.present)).level == "ok"
     if features.asked - features.present:
         lacking = min(features.asked - features.present)
-        found = doctor.processor({*features.present, lacking})
+        found = installation.processor({*features.present, lacking})
         assert found.level == "problem" and lacking in found.text
     with Child("mindmerger.probe", what="llama.cpp") as child:
         assert set(child.ask(do="llama")["features"]) & features.asked <= features.present

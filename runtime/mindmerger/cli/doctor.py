@@ -16,7 +16,7 @@ from mindmerger.i18n import _
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mindmerger.doctor import Finding
+    from mindmerger.findings import Finding
 
 
 def _epilog() -> str:
@@ -78,7 +78,8 @@ def command(bundle: str | None, context: int | None, quick: bool, as_json: bool,
 
 
 def _run(bundle: str | None, context: int | None, quick: bool, as_json: bool) -> None:
-    from mindmerger.doctor import examine, worst
+    from mindmerger.doctor import examine
+    from mindmerger.findings import worst
 
     found = list(_shown(examine(bundle, quick=quick, context=context), as_json))
     code = worst(found)
