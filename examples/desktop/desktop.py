@@ -98,7 +98,8 @@ class Window(QWidget):
         self.question.asked.connect(self.ask)
         self.ask_button.clicked.connect(self.ask)
         self.cancel_button.clicked.connect(self.answering.cancel)
-        self.own_button.clicked.connect(lambda: [weight.release() for weight in self.weights])
+        for weight in self.weights:
+            self.own_button.clicked.connect(weight.release)
         QShortcut(QKeySequence(Qt.Key.Key_Escape), self, self.answering.cancel)
         self._busy(False)
 
