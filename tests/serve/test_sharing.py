@@ -227,12 +227,19 @@ def test_stop_at_once(endless: Path, number: int, code: int) -> None:
 
 
 def test_killed_and_started_again(arithmetic: Path, endless: Path) -> None:
-    with serving(endless, "--context", "20000") as served:
+    with (
+        serving(endless, "--slots", "2", "--context", "20000") as served,
+        ThreadPoolExecutor(2) as pool,
+    ):
         running = Reading(served)
         next(running.events())
+        whole = [pool.submit(served.chat, "hola", max_tokens=10**9) for _ in range(2)]  # one has a slot, one waits
+        served.until(lambda state: (state["busy"], state["waiting"]) == (2, 1))
         port = served.port
         served.process.kill()
         served.process.wait()
+        for one in whole:
+            assert isinstance(one.exception(SECONDS), OSError)
         with pytest.raises((OSError, IncompleteRead)):  # the stream breaks off
             while running.response.read1():
                 pass
