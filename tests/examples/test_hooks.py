@@ -18,6 +18,7 @@ from mindmerger._pyinstaller import get_hook_dirs
 pytest.importorskip("PyInstaller", reason="PyInstaller is not installed")
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIME = ROOT / "runtime" / "mindmerger"
+OTHERS = ("gguf", "huggingface_hub", "llama_cpp")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_pyinstaller_is_told_where_the_hooks_are() -> None:
     module, _, name = project["entry-points"]["pyinstaller40"]["hook-dirs"].partition(":")
     assert (module, name) == (get_hook_dirs.__module__, get_hook_dirs.__name__)
     hooks = {path.name for path in Path(get_hook_dirs()[0]).glob("hook-*.py")}
-    assert hooks == {"hook-mindmerger.py", "hook-gguf.py", "hook-llama_cpp.py"}
+    assert hooks == {f"hook-{name}.py" for name in ("mindmerger", *OTHERS)}
 
 
 def test_modules_that_are_imported_by_name(hook: dict[str, Any]) -> None:
@@ -70,6 +71,6 @@ def test_catalogues_and_licences_and_no_weights(hook: dict[str, Any]) -> None:
 
 def test_what_stays_outside(hook: dict[str, Any]) -> None:
     assert {"torch", "transformers", "mindmerger_export", "mindmerger_train"} <= set(hook["excludedimports"])
-    for name in ("gguf", "llama_cpp"):
+    for name in OTHERS:
         other = runpy.run_path(str(Path(get_hook_dirs()[0]) / f"hook-{name}.py"))
         assert {"torch", "transformers"} <= set(other["excludedimports"])
