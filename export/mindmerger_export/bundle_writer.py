@@ -34,6 +34,7 @@ from mindmerger_export.auto_quant import Bounds, Candidate
 from mindmerger_export.foreign import quiet_transformers, reading
 from mindmerger_export.graph import (
     MergerModule,
+    check_finite,
     check_method,
     embedding_table,
     encoder_blocks,
@@ -142,6 +143,7 @@ class _Export:
         talk(f"loading the encoder {checkpoint.encoder.name}")
         with reading("the encoder"):
             encoder = encoders.load_encoder(checkpoint.encoder)
+        check_finite(encoder)
         rows = embedding_table(encoder).num_embeddings
         vocabulary = write_tokenizer(request, checkpoint.encoder, rows, folder, talk)
         module = merger_module(encoder, checkpoint.merger, llm_facts(llm_files.gguf).embedding_scale)

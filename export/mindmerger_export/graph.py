@@ -102,6 +102,17 @@ def embedding_table(encoder: Encoder) -> nn.Embedding:
     return table
 
 
+def check_finite(encoder: Encoder) -> None:
+    """Raises CheckpointError for weights that are no numbers: ONNX Runtime's softmax may hide them."""
+    for name, parameter in cast(nn.Module, encoder.model).named_parameters():
+        # A few rows at a time: the table alone has half a billion weights.
+        for rows in parameter.detach().split(100_000):
+            if not torch.isfinite(rows).all():
+                raise CheckpointError(
+                    f"the encoder's weights contain NaN or infinite values ({name}): its files are damaged"
+                )
+
+
 def encoder_blocks(encoder: Encoder) -> int:
     """How many blocks the encoder has."""
     config = cast(Any, encoder.model).config

@@ -81,7 +81,7 @@ def torch_merge(module: MergerModule, question: GraphInput, keep: Keep | None = 
 
 def compare(reference: Merged, found: Merged) -> Row:
     """Torch and the graph for one text: rows (n + 1, d), boundary included, and opinions."""
-    if reference.rows.shape != found.rows.shape or not np.isfinite(found.rows).all():
+    if reference.rows.shape != found.rows.shape or not all(np.isfinite(one.rows).all() for one in (reference, found)):
         return Row(float("inf"), float("-inf"), float("-inf"), len(reference.rows))
     norms = np.linalg.norm(reference.rows, axis=1) * np.linalg.norm(found.rows, axis=1)
     # A boundary row that was never trained is zero on both sides: equal, but without direction.

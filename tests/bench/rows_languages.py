@@ -101,7 +101,7 @@ def main() -> None:
         model = export_graph(module, {})
         quantise(model, "w8")
         whole_size = sum(path.stat().st_size for path in save_graph(model, whole_folder))
-        whole = MergerGraph(whole_folder / "merger.onnx", width=module.width, vocabulary=rows)
+        whole = MergerGraph(whole_folder / "merger.onnx", width=module.width, vocabulary=rows, threads=1)
         for way, texts in (("text", (options.texts,)), ("letters", ())):
             say(f"pruning to {', '.join(codes)} by {way}")
             folder = Path(place) / way
@@ -116,7 +116,7 @@ def main() -> None:
             encoder.set_input_embeddings(table)
             quantise(model, "w8")
             size = sum(path.stat().st_size for path in save_graph(model, folder))
-            graph = MergerGraph(folder / "merger.onnx", width=module.width, vocabulary=vocabulary.rows)
+            graph = MergerGraph(folder / "merger.onnx", width=module.width, vocabulary=vocabulary.rows, threads=1)
             cut = QuestionTokenizer(folder / TOKENIZER_FILE, checkpoint.encoder.max_tokens, vocabulary.rows)
             same = count = equal = compared = 0
             for code in codes:
