@@ -47,6 +47,7 @@ def test_the_wheel_is_the_packages_and_nothing_else(built: Built) -> None:
 def test_the_wheel_has_what_is_no_code(built: Built) -> None:
     """By name, so that a rule which takes too little cannot hide in the rule above."""
     found = contents(built.wheel)
+    (information,) = {name.partition("/")[0] for name in found if ".dist-info/" in name}
     for name in (
         "mindmerger/locale/sw/LC_MESSAGES/mindmerger.mo",
         "mindmerger/py.typed",
@@ -59,12 +60,12 @@ def test_the_wheel_has_what_is_no_code(built: Built) -> None:
         "mindmerger_models/recipes/nano/2-mapping.toml",
         "mindmerger_train/data/problems/languages/sw.toml",
         "mindmerger_train/data/templates/es.toml",
-        "mindmerger-0.1.0.dist-info/licenses/LICENSE",
+        f"{information}/licenses/LICENSE",
     ):
         assert name in found
     commands = {"mm-run", "mm-serve", "mm-bench", "mm-doctor", "mm-eval", "mm-export", "mm-train", "mm-offline-kit"}
     with zipfile.ZipFile(built.wheel) as archive:
-        points = archive.read("mindmerger-0.1.0.dist-info/entry_points.txt").decode()
+        points = archive.read(f"{information}/entry_points.txt").decode()
     assert {line.split(" = ")[0] for line in points.splitlines() if " = " in line} >= commands
 
 
