@@ -38,10 +38,14 @@ class Vocabulary:
 
 
 def check_languages(request: Request, encoder: EncoderSpec) -> None:
-    """Raises InputError or DataError, before any work, where there is nothing to choose the pieces of a language by."""
+    """Before any work: InputError or DataError where there is nothing to choose the pieces of a language by.
+
+    And CheckpointError where the encoder has no tokenizer: a large LLM takes minutes, and its turn comes first.
+    """
+    source = encoders.tokenizer_path(encoder)
     if request.prune_texts:
         texts_of(request.prune_texts, request.languages)
-    elif request.languages and not request.whole_vocabulary and is_unigram(encoders.tokenizer_path(encoder)):
+    elif request.languages and not request.whole_vocabulary and is_unigram(source):
         letters.check_known(request.languages)
 
 
