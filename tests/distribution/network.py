@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,8 @@ GUARD = Path(__file__).parent / "guard"
 SECONDS = 300
 
 _CALLS = ("socket", "connect", "sendto", "sendmsg", "sendmmsg")
-_STRACE = ["strace", "-f", "-qq", "-s", "256", "-e", f"trace={','.join(_CALLS)}"]
+# --seccomp-bpf: only these calls are stopped at, or every step of the LLM would be.
+_STRACE = ["strace", "-f", "--seccomp-bpf", "-qq", "-s", "256", "-e", f"trace={','.join(_CALLS)}"]
 _FAMILY = re.compile(r"sa_family=AF_(\w+)")
 _ADDRESS = re.compile(r'inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)"')
 _PORT = re.compile(r"sin6?_port=htons\((\d+)\)")
@@ -103,10 +103,10 @@ def sealed(command: Sequence[str], folder: Path, variables: dict[str, str], *, a
 
 
 def guarded(command: Sequence[str], folder: Path, variables: dict[str, str]) -> Outcome:
-    """Run `command` with the audit hook, and under strace where that may be."""
+    """Run `command` with the audit hook, and under strace where that may be and `sealed` may not."""
     path = os.pathsep.join([str(GUARD), variables["PYTHONPATH"]])
     variables = {**variables, "PYTHONPATH": path, "MINDMERGER_GUARD_LOG": str(folder / "guard.log")}
-    trace = [*_STRACE, "-o", str(folder / "trace")] if sys.platform == "linux" and _traced() else []
+    trace = [*_STRACE, "-o", str(folder / "trace")] if why_not_sealed() is not None and _traced() else []
     return _run([*trace, *command], folder, variables)
 
 
