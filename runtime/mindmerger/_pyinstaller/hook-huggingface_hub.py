@@ -1,8 +1,8 @@
-"""llama-cpp-python's class Llama brings huggingface_hub, which can save torch's tensors where torch is installed.
+"""llama-cpp-python's class Llama brings huggingface_hub, which saves tensors of torch where that is installed.
 
 An application that imports one of these itself keeps it.
 """
 
 from __future__ import annotations
 
-excludedimports = ["tensorboard", "tensorboardX", "torch", "transformers"]
+excludedimports = ["safetensors", "tensorboard", "tensorboardX", "torch", "transformers"]
