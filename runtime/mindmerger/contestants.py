@@ -159,7 +159,7 @@ class Bare:
     def __init__(
         self, llm: str, context: int, threads: int, gpu_layers: int, prompt: list[int], plain_attention: bool
     ) -> None:
-        from mindmerger.llama import COMPUTED_AT_ONCE, backend
+        from mindmerger.llama import backend, computed_at_once
 
         self.native = native = backend()
         parameters = native.llama_model_default_params()
@@ -172,7 +172,7 @@ class Bare:
         options = native.llama_context_default_params()
         options.n_ctx = context
         options.n_batch = min(_BATCH, context)
-        options.n_ubatch = min(COMPUTED_AT_ONCE, context)
+        options.n_ubatch = min(computed_at_once(gpu_layers), context)
         options.n_seq_max = options.n_outputs_max = 1
         options.n_threads = options.n_threads_batch = threads
         options.no_perf = True
@@ -221,7 +221,7 @@ class LlamaClass:
     """llama-cpp-python's high-level class: its own `generate`, greedy, which is what its completions are made of."""
 
     def __init__(self, llm: str, context: int, threads: int, gpu_layers: int, prompt: list[int]) -> None:
-        from mindmerger.llama import COMPUTED_AT_ONCE, backend
+        from mindmerger.llama import backend, computed_at_once
 
         native = backend()  # silent
         # The same layout of weights for all; the repacked one ends the process on some processors (mindmerger.llama).
@@ -237,7 +237,7 @@ class LlamaClass:
 
         self.prompt = prompt
         self.llama = Llama(
-            llm, n_ctx=context, n_batch=min(_BATCH, context), n_ubatch=min(COMPUTED_AT_ONCE, context),
+            llm, n_ctx=context, n_batch=min(_BATCH, context), n_ubatch=min(computed_at_once(gpu_layers), context),
             n_threads=threads, n_threads_batch=threads, n_gpu_layers=gpu_layers, verbose=False,
         )  # fmt: skip
 

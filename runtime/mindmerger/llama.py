@@ -32,10 +32,9 @@ from mindmerger.native_callbacks import silence, stop_when_set
 from mindmerger.sampling import Sampler, Sampling
 
 _BATCH = 512
-# Positions that llama.cpp computes at once of what it is given: its buffers are a quarter as large as with 512. Processor time
-# of 512 positions on one core: 1.00 (512), 0.84 (256), 0.86 (128). The same for one sequence and for several, so that both
-# have the same bits.
-COMPUTED_AT_ONCE = 128
+# Positions that llama.cpp computes at once on a CPU: its buffers are a quarter as large as with 512. Processor time of 512
+# positions on one core: 1.00 (512), 0.84 (256), 0.86 (128). The same for one sequence and several, for the same bits.
+_AT_ONCE = 128
 _MAX_SCORES = 96 * 2**20  # bytes
 ABORTED = 2  # status of llama_decode
 _backend_lock = threading.Lock()
@@ -51,6 +50,11 @@ def default_threads() -> int:
     """Threads for one answer: the cores this process may use, halved where they are many and likely hyper-threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores if cores <= 4 else max(4, cores // 2)
+
+
+def computed_at_once(gpu_layers: int) -> int:
+    """Positions of what it is given that llama.cpp computes at once: few on a CPU, its own default on a GPU."""
+    return _BATCH if gpu_layers else _AT_ONCE
 
 
 def backend(verbose: bool = False) -> ModuleType:
@@ -177,7 +181,7 @@ class LLM:
         parameters = native.llama_context_default_params()
         parameters.n_ctx = positions
         parameters.n_batch = batch
-        parameters.n_ubatch = rows = min(batch, max(COMPUTED_AT_ONCE, sequences))
+        parameters.n_ubatch = rows = min(batch, max(computed_at_once(self.gpu_layers), sequences))
         parameters.n_seq_max = sequences
         parameters.kv_unified = False
         if self.wants_plain_attention(positions // sequences, rows):
@@ -202,7 +206,7 @@ class LLM:
     @property
     def plain_attention(self) -> bool:
         """Whether this LLM's own context computes attention by two matrix products."""
-        return self.wants_plain_attention(self.context, min(self._batch.size, COMPUTED_AT_ONCE))
+        return self.wants_plain_attention(self.context, min(self._batch.size, computed_at_once(self.gpu_layers)))
 
     def wants_plain_attention(self, positions: int, batch: int) -> bool:
         """Whether attention by two matrix products is better here than llama.cpp's own choice.
