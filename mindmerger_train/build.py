@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import torch
 
 from mindmerger.errors import CheckpointError, InputError
@@ -15,6 +17,7 @@ from mindmerger_train.checkpoint import Checkpoint, file_sha256, load_checkpoint
 from mindmerger_train.data.mixture import Source
 from mindmerger_train.fresh import fresh_checkpoint
 from mindmerger_train.gate import GateSpec
+from mindmerger_train.language_start import start_language_head
 from mindmerger_train.merger import Merger
 from mindmerger_train.recipe import Recipe
 from mindmerger_train.ridge import linear_start
@@ -56,7 +59,10 @@ def build_task(
         checkpoint = replace(checkpoint, llm=spec)
     llm = llms.load_llm(checkpoint.llm, torch.bfloat16, checkpoint.adapter_path())
     if recipe.stage == "steering":
+        new = checkpoint.merger.gate is None
         checkpoint = replace(checkpoint, merger=with_gate(recipe, checkpoint))
+        if fresh and new and recipe.steering.head_start:
+            _start_head(checkpoint, encoder, sources)
         return SteeringTask(llm, encoder, checkpoint, recipe.steering)
     return MergedTask(llm, encoder, checkpoint)
 
@@ -111,6 +117,16 @@ def _set_linear_start(checkpoint: Checkpoint, encoder: encoders.Encoder, sources
         texts[:3000],
     )
     checkpoint.merger.mlp.set_linear(weight, bias)
+
+
+def _start_head(checkpoint: Checkpoint, encoder: encoders.Encoder, sources: Sequence[Source]) -> None:
+    gate = checkpoint.merger.gate
+    if gate is None or gate.spec.language_input != "soft":
+        return  # nothing asks the head
+    examples = (example for source in sources for example in source.examples)
+    right = start_language_head(gate, encoder, encoders.load_tokenizer(checkpoint.encoder), examples)
+    if not math.isnan(right):
+        click.echo(f"mm-train: the language head names {right:.1%} of held-out questions rightly", err=True)
 
 
 def row_maker(recipe: Recipe, checkpoint: Checkpoint) -> RowMaker:

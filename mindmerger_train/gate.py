@@ -153,10 +153,14 @@ class Gate(nn.Module):
 
     def language_logits(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The language head on the mean encoder state: (batch, 1 + languages), float32."""
-        weight = mask.unsqueeze(-1).to(states.dtype)
-        mean = (states * weight).sum(dim=1) / weight.sum(dim=1)
-        logits: torch.Tensor = self.language_head(mean).float()
+        logits: torch.Tensor = self.language_head(self.mean_state(states, mask)).float()
         return logits
+
+    @staticmethod
+    def mean_state(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """What the language head reads: (batch, n, input width) and mask (batch, n) → (batch, input width)."""
+        weight = mask.unsqueeze(-1).to(states.dtype)
+        return (states * weight).sum(dim=1) / weight.sum(dim=1)
 
     def _language(self, logits: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
         total = given.sum(dim=-1, keepdim=True)

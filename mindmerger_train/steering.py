@@ -28,6 +28,7 @@ class Steering:
     * `language_loss`: weight of the language head's cross-entropy, a token of the answer counting 1.
     * `told`: share of examples whose language the gate is told; in the others it asks the head, as an answer does.
     * `hidden`: share of examples whose language is called "unknown", so that this row means something too.
+    * `head_start`: whether a fresh gate's language head is fitted to the recipe's questions before the first step.
     """
 
     train_mapping: bool = False
@@ -35,6 +36,7 @@ class Steering:
     language_loss: float = 0.1
     told: float = 0.3
     hidden: float = 0.05
+    head_start: bool = True
 
     def __post_init__(self) -> None:
         at_least(0, "steering.", mapping_rate=self.mapping_rate, language_loss=self.language_loss, told=self.told)

