@@ -104,9 +104,9 @@ def embedding_table(encoder: Encoder) -> nn.Embedding:
 
 def check_finite(encoder: Encoder) -> None:
     """Raises CheckpointError for weights that are no numbers: ONNX Runtime's softmax may hide them."""
-    for name, parameter in cast(nn.Module, encoder.model).named_parameters():
+    for name, parameter in encoder.model.named_parameters():
         # A few rows at a time: the table alone has half a billion weights.
-        for rows in parameter.detach().split(100_000):
+        for rows in torch.split(parameter.detach(), 100_000):
             if not torch.isfinite(rows).all():
                 raise CheckpointError(
                     f"the encoder's weights contain NaN or infinite values ({name}): its files are damaged"

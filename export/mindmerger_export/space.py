@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mindmerger.errors import ModelError
 from mindmerger.machine import available_memory, free_disk
 from mindmerger.packages import find_package_file
 from mindmerger_export.request import AUTO, Request
-from mindmerger_train import encoders, llms
-from mindmerger_train.checkpoint import Checkpoint
+
+if TYPE_CHECKING:  # both bring torch, and a bundle's disk is asked for without it
+    from mindmerger_train.checkpoint import Checkpoint
 
 # Bytes a weight, the blocks' scales included.
 _GRAPH = {"fp32": 4.0, "w8": 1.25, "w4": 0.75}
@@ -48,6 +50,8 @@ class Need:
 
 def sizes_of(checkpoint: Checkpoint) -> Sizes:
     """Weights of encoder and LLM, by the headers of their files. A damaged file counts nothing: reading it will tell."""
+    from mindmerger_train import encoders, llms
+
     source = checkpoint.encoder.source
     if source == encoders.PACKAGE_SOURCE:
         encoder, table = 118_000_000, 96_000_000
@@ -108,6 +112,8 @@ def need(request: Request, sizes: Sizes, compared: bool) -> Need:
 
 
 def _package_bytes() -> int:
+    from mindmerger_train import llms
+
     return find_package_file(llms.PACKAGE_SOURCE, llms.PACKAGE_FILE).stat().st_size // 4  # an adapter, and room
 
 

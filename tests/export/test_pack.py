@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import mmap
 import stat
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +47,24 @@ def test_there_and_back(bundle: Path, packed: Path, tmp_path: Path) -> None:
     again = pack(str(out), tmp_path / "again.mmb")
     assert again.read_bytes() == packed.read_bytes()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_bundles_are_handled_without_torch(bundle: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["transformers"] = None  # what is not installed
+from mindmerger_export.cli import main
+sys.argv = ["mm-export", *sys.argv[1:]]
+main()
+"""
+    for command in (
+        ("inspect", str(bundle)),
+        ("pack", str(bundle), str(tmp_path / "tiny.mmb")),
+        ("unpack", str(tmp_path / "tiny.mmb"), str(tmp_path / "tiny")),
+        ("verify", str(tmp_path / "tiny")),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, (command, done.stderr)
 
 
 def test_every_file_begins_at_a_page_and_lies_as_it_is(bundle: Path, packed: Path) -> None:
