@@ -12,10 +12,13 @@ from mindmerger_export.bundle_writer import Request, export_bundle
 from tests import tiny_torch
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
     """Tiny models lose more to threads that wait for each other than they gain."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -94,7 +94,6 @@ def test_a_new_run_reads_what_an_earlier_one_has_kept_and_damage_is_mended(tmp_p
 
 
 ENCODER = tiny_encoder("bert")
-EXPECTED = KeptEncoder(ENCODER, "no")(*pad_right(TEXTS))
 
 
 @settings(max_examples=25, deadline=None)
@@ -106,7 +105,8 @@ def test_any_torn_end_is_survived(tmp_path_factory, cut, which):
     (path,) = (folder / "store").glob(f"*.{which}")
     path.write_bytes(path.read_bytes()[: max(0, path.stat().st_size - cut)])
     later = KeptEncoder(ENCODER, "no", store(folder))
-    assert torch.equal(later(*pad_right(TEXTS)), EXPECTED)
+    # worked out here: with another number of threads, which another test may have set, the last bits are others
+    assert torch.equal(later(*pad_right(TEXTS)), KeptEncoder(ENCODER, "no")(*pad_right(TEXTS)))
 
 
 def in_a_child(work):
