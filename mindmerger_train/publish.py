@@ -1,8 +1,9 @@
 """Put a trained checkpoint into `models/`: weights in float16, the adapter where its bundle will keep it.
 
-    python -m mindmerger_train.publish runs/augmentation models/mindmerger --adapter-in models/st-merge/bundle
-    python -m mindmerger_train.publish runs/steering models/st-merge --mapping-in models/mindmerger
-    mm-export --checkpoint models/st-merge --llm package …
+    python -m mindmerger_train.publish runs/augmentation models/mindmerger
+    python -m mindmerger_train.publish runs/steering models/st-merge \\
+           --adapter-in models/mindmerger/bundle --mapping-in models/mindmerger
+    mm-export --checkpoint models/mindmerger --llm package …
 
 A repository keeps every copy for ever, so nothing is there twice: checkpoints and bundle share one adapter file,
 `bundle/adapter.gguf`, and a gate that was trained on a frozen mapping names the checkpoint that has it.

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from mindmerger_export.report_html import page as report_page
 
 if not os.environ.get("MINDMERGER_BROWSER"):
     pytest.skip("make test-browser opens the report in Chromium", allow_module_level=True)
-sync_api = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("playwright.sync_api")
 
 REPORT = Path(__file__).resolve().parents[2] / "models" / "mindmerger" / "bundle" / "report.json"
 # Texts of a chart that lie on a bar of their own row, with what they say.
@@ -30,15 +28,6 @@ COVERED = """() => [...document.querySelectorAll("svg")].flatMap(svg => {
             && bar.left < box.right && bar.right > box.left)
     }).map(text => text.textContent)
 })"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-        launched = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 def large() -> dict[str, Any]:
