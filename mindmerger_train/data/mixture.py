@@ -54,16 +54,17 @@ def draw(sources: Sequence[Source], seed: int) -> Iterator[Example]:
 
 
 def hold_out(sources: Sequence[Source], one_in: int = 64) -> tuple[list[Source], list[Source]]:
-    """Split each source into what is trained on and what is held out, by a checksum of the English text, if there is one.
+    """Split each source into what is trained on and what is held out, by a checksum of the example's origin or English text.
 
-    The translations of one question thus fall on the same side. Sources too small to lose an example are kept whole.
+    The translations and variants of one question thus fall on the same side. Sources too small to lose an example are kept
+    whole.
     """
     kept, held = [], []
     for source in sources:
         out: list[Example] = []
         rest: list[Example] = []
         for example in source.examples:
-            checksum = zlib.crc32((example.english or example.query).encode())
+            checksum = zlib.crc32((example.origin or example.english or example.query).encode())
             (rest if checksum % one_in else out).append(example)
         kept.append(Source(source.name, rest or source.examples, source.weight))
         if out:

@@ -196,8 +196,18 @@ def _gsm8k(folder: Path, languages: Sequence[str], path: str = "gsm8k", allowed_
     return sources.gsm8k(folder / path, languages, allowed_bad)
 
 
-def _mawps_asdiv(folder: Path, path: str = "mawps_asdiv/train.csv", allowed_bad: float = ALLOWED) -> list[Example]:
-    return sources.mawps_asdiv(folder / path, allowed_bad=allowed_bad)
+def _mawps_asdiv(
+    folder: Path,
+    path: str = "mawps_asdiv/train.csv",
+    variants: int = 0,
+    asides: float = 0.0,
+    seed: int = 0,
+    allowed_bad: float = ALLOWED,
+) -> list[Example]:
+    """`variants` of each problem besides itself, with other numbers, a share `asides` of them with one that is not wanted."""
+    if variants < 0 or not 0 <= asides <= 1:
+        raise DataError(f"mawps_asdiv: variants must be at least 0 and asides a share, not {variants} and {asides}")
+    return sources.mawps_asdiv(folder / path, int(seed), int(variants), float(asides), allowed_bad)
 
 
 def _tatoeba(

@@ -27,16 +27,21 @@ from mindmerger_train.data.rows import (
     text_lines,
     text_of,
 )
+from mindmerger_train.data.variants import Problem, renumbered, standing_alone, with_aside, worked
 
 
 @dataclass(frozen=True)
 class Example:
-    """A text in `language`; what it says in English ("" where that is not known); and, for a question, the response."""
+    """A text in `language`; what it says in English ("" where that is not known); and, for a question, the response.
+
+    `origin`: what examples that are made of the same have in common, where their English differs.
+    """
 
     language: str
     query: str
     english: str
     response: str = ""
+    origin: str = ""
 
 
 def gsm8k(folder: Path, languages: Sequence[str], allowed_bad: float = ALLOWED) -> list[Example]:
@@ -68,61 +73,22 @@ def gsm8k(folder: Path, languages: Sequence[str], allowed_bad: float = ALLOWED) 
     return examples
 
 
-_OPERATORS = "+-*/"
-
-
-def _plain(number: Decimal) -> str:
-    """Shortest plain decimal, at most four places."""
-    text = f"{round(number, 4):f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def solve_prefix(equation: str, numbers: Sequence[str]) -> tuple[list[str], Decimal]:
-    """`* number0 number1` → worked steps in GSM8K's annotated form, and the value.
-
-    Raises ValueError when the equation does not parse.
-    """
-    tokens = equation.split()
-    steps: list[str] = []
-
-    def value(index: int) -> tuple[Decimal, int]:
-        token = tokens[index]
-        if token in _OPERATORS:
-            left, after = value(index + 1)
-            right, after = value(after)
-            result = {
-                "+": lambda: left + right,
-                "-": lambda: left - right,
-                "*": lambda: left * right,
-                "/": lambda: left / right,
-            }[token]()
-            expression = f"{_plain(left)}{token}{_plain(right)}"
-            shown = f"{_plain(left)} {token} {_plain(right)}"
-            steps.append(f"{shown} = <<{expression}={_plain(result)}>>{_plain(result)}")
-            return result, after
-        text = numbers[int(token.removeprefix("number"))] if token.startswith("number") else token
-        return Decimal(text), index + 1
-
-    result, end = value(0)
-    if end != len(tokens):
-        raise ValueError(f"{equation!r} does not end where its operators say")
-    return steps, result
-
-
 def _tidy(text: str) -> str:
     """Join what the set's tokenisation has separated: `books .` → `books.`"""
     text = re.sub(r"\s+([.,?!;:%'])", r"\1", text)
     return re.sub(r"\$\s+", "$", re.sub(r"\s{2,}", " ", text)).strip()
 
 
-def mawps_asdiv(path: Path, seed: int = 0, allowed_bad: float = ALLOWED) -> list[Example]:
+def mawps_asdiv(
+    path: Path, seed: int = 0, variants: int = 0, asides: float = 0.0, allowed_bad: float = ALLOWED
+) -> list[Example]:
     """MAWPS and ASDiv-A word problems with solutions worked out from their equations.
 
-    Half of the questions keep the set's spaced punctuation, so that the LLM reads both.
+    Each is followed by `variants` of it with other numbers; a share `asides` of the variants tells something that is not wanted
+    (variants.py). Half of the questions keep the set's spaced punctuation, so that the LLM reads both.
     """
     bad = BadRows(str(path), allowed_bad)
     generator = random.Random(seed)
-    examples = []
     try:
         text = b"\n".join(lines_of(path)).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -135,19 +101,27 @@ def mawps_asdiv(path: Path, seed: int = 0, allowed_bad: float = ALLOWED) -> list
         raise DataError(f"{path}, line {reader.line_num}: no CSV ({error})") from error
     if missing:
         raise DataError(f"{path} has no column {missing[0]!r}")
+    problems = []
     for number, row in rows:
         try:
-            numbers = [_plain(Decimal(text)) for text in text_of(row, "Numbers").split()]
-            steps, result = solve_prefix(text_of(row, "Equation"), numbers)
-            question = re.sub(r"number(\d+)", lambda match: numbers[int(match[1])], text_of(row, "Question"))  # noqa: B023
+            numbers = tuple(Decimal(text) for text in text_of(row, "Numbers").split())
+            problem = Problem(text_of(row, "Question"), numbers, text_of(row, "Equation"))
+            problem.text(), worked(problem)
         except (IndexError, ValueError, ArithmeticError, RecursionError) as error:
             bad.add(path, number, error)
             continue
-        if generator.random() < 0.5:
-            question = _tidy(question)
-        examples.append(Example("en", question, question, "\n".join(steps) + f"\n#### {_plain(result)}"))
+        problems.append(problem)
         bad.good += 1
     bad.close()
+    sentences = standing_alone(problems) if variants else []
+    examples = []
+    for problem in problems:
+        for index in range(variants + 1):
+            variant = renumbered(problem, generator) if index else problem
+            if index and generator.random() < asides:
+                variant = with_aside(variant, sentences, generator)
+            question = variant.text() if generator.random() < 0.5 else _tidy(variant.text())
+            examples.append(Example("en", question, question, worked(variant), origin=problem.question))
     return examples
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -52,14 +51,6 @@ def test_a_few_bad_rows_are_left_out_and_told(tmp_path, capsys):
     assert "es.jsonl, line 301" in captured.err and "line 302: gsm8k_index 77" in captured.err
 
 
-def test_equations_become_annotated_steps():
-    steps, value = sources.solve_prefix("- * number0 number1 2.5", ["4", "3"])
-    assert steps == ["4 * 3 = <<4*3=12>>12", "12 - 2.5 = <<12-2.5=9.5>>9.5"]
-    assert value == Decimal("9.5")
-    with pytest.raises(ValueError, match="does not end"):
-        sources.solve_prefix("+ number0 number1 number0", ["1", "2"])
-
-
 def test_mawps_rows(tmp_path):
     path = tmp_path / "train.csv"
     path.write_text(
@@ -68,12 +59,24 @@ def test_mawps_rows(tmp_path):
     (example,) = sources.mawps_asdiv(path)
     assert example.query in {"He has 3 pens , and 4 more . All ?", "He has 3 pens, and 4 more. All?"}
     assert example.response == "3 + 4 = <<3+4=7>>7\n#### 7"
+    first, *variants = sources.mawps_asdiv(path, variants=60, asides=0.5)
+    assert first == example and len({variant.response for variant in variants}) > 30
+    assert {variant.origin for variant in variants} == {example.origin}
     path.write_text("Question,Numbers,Equation\nhe,3.0,+ number0 number7\n")
     with pytest.raises(DataError, match="line 2"):
         sources.mawps_asdiv(path)
     path.write_text("Question,Equation\nhe,+ 1 2\n")
     with pytest.raises(DataError, match="no column 'Numbers'"):
         sources.mawps_asdiv(path)
+
+
+def test_variants_of_a_problem_are_held_out_together(tmp_path):
+    path = tmp_path / "train.csv"
+    rows = [f"item{i} number0 and number1 . All ?,3.0 4.0,+ number0 number1" for i in range(300)]
+    path.write_text("\n".join(["Question,Numbers,Equation", *rows]))
+    (kept,), (held,) = hold_out([Source("m", sources.mawps_asdiv(path, variants=5, asides=0.5), 1.0)], one_in=8)
+    assert len(kept.examples) + len(held.examples) == 1800
+    assert held.examples and not {e.origin for e in kept.examples} & {e.origin for e in held.examples}
 
 
 def test_pairs_report_damage(tmp_path):

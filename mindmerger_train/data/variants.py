@@ -1,0 +1,204 @@
+"""Word problems once more: with other numbers, and with something that does not matter.
+
+A set of 3,000 problems is soon known by heart, numbers and all. Here a problem with its equation becomes many: numbers are
+drawn anew such that the story still holds (nothing negative or broken where it was not, what was more is more), and before or
+inside it a sentence may stand whose number is not wanted, as in life. What this module does not know: files.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+# Draws of numbers before a problem is given up and keeps its own.
+TRIES = 200
+# Numbers that often stand for something else than a count: one (a singular), a hundred (per cent), and fractions.
+_FIXED = (Decimal(0), Decimal(1), Decimal(100))
+_NUMBER = re.compile(r"number(\d+)")
+_SENTENCE_END = re.compile(r"(?<=[.!]) +")
+# Sentences that lean on one before them, or that a question might lean on.
+_LEANS = re.compile(
+    r"^(?:he|she|it|they|his|her|their|its|this|these|those|if|then|so|after|but|and|later|there|each|every|the rest)\b"
+    r"|\b(?:each|every|total|altogether|rest|remaining|half|twice|times|more|fewer|less)\b",
+    re.IGNORECASE,
+)
+# Words that begin a sentence and are no name.
+_NO_NAME = re.compile(
+    r"(?:an?|the|there|if|at|in|on|for|after|before|when|while|each|every|his|her|their|s?he|it|they|th(?:is|at|ese|ose)|some"
+    r"|one|two|three|my|our|your?|of|to|from|during|last|yesterday|today|tomorrow|m[rs]s?|dr|how|what|all|both|most|students"
+    r"|workers|people|children|boys|girls|\w+day|with|by|then)",
+    re.IGNORECASE,
+)
+# About the person whom the story names first; nothing that a story counts.
+_ASIDES = (
+    "{name} is {small} years old .",
+    "{name} has {small} cousins .",
+    "{name} lives in house number {large} .",
+    "The bus ride there took {name} {large} minutes .",
+    "{name} had been waiting for this for {small} weeks .",
+    "{name} lives {small} kilometers away .",
+    "Last night {name} slept for {small} hours .",
+    "{name} read {large} pages before breakfast .",
+    "There were {large} other people around .",
+    "{name} has known the others for {small} years .",
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question whose numbers are written `number0`, `number1` …, their values, and its equation in prefix notation."""
+
+    question: str
+    numbers: tuple[Decimal, ...]
+    equation: str
+
+    def text(self) -> str:
+        """The question with its numbers written out."""
+        return _NUMBER.sub(lambda match: plain(self.numbers[int(match[1])]), self.question)
+
+
+def plain(number: Decimal) -> str:
+    """Shortest plain decimal, at most four places."""
+    text = f"{round(number, 4):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of an equation: `left operator right = result`."""
+
+    operator: str
+    left: Decimal
+    right: Decimal
+    result: Decimal
+
+
+def solve(equation: str, numbers: Sequence[Decimal]) -> tuple[list[Step], Decimal]:
+    """`* number0 number1` → its steps in the order of working, and the value.
+
+    Raises ValueError, IndexError or ArithmeticError when the equation does not parse or divides by zero.
+    """
+    tokens = equation.split()
+    steps: list[Step] = []
+
+    def value(index: int) -> tuple[Decimal, int]:
+        token = tokens[index]
+        if token in "+-*/":
+            left, after = value(index + 1)
+            right, after = value(after)
+            result = {
+                "+": lambda: left + right,
+                "-": lambda: left - right,
+                "*": lambda: left * right,
+                "/": lambda: left / right,
+            }[token]()
+            steps.append(Step(token, left, right, result))
+            return result, after
+        return (numbers[int(token.removeprefix("number"))] if token.startswith("number") else Decimal(token)), index + 1
+
+    result, end = value(0)
+    if end != len(tokens):
+        raise ValueError(f"{equation!r} does not end where its operators say")
+    return steps, result
+
+
+def worked(problem: Problem) -> str:
+    """The solution in GSM8K's annotated form, the equation step by step. Raises what `solve` raises."""
+    steps, value = solve(problem.equation, problem.numbers)
+    lines = []
+    for step in steps:
+        shown = f"{plain(step.left)} {step.operator} {plain(step.right)}"
+        lines.append(f"{shown} = <<{shown.replace(' ', '')}={plain(step.result)}>>{plain(step.result)}")
+    return "\n".join([*lines, f"#### {plain(value)}"])
+
+
+def _drawn(number: Decimal, generator: random.Random) -> Decimal:
+    """Another number of the same kind: as large, as round, with as many decimals."""
+    if number in _FIXED or number < 1:
+        return number
+    if number == number.to_integral_value():
+        if number <= 12:
+            return Decimal(generator.randint(2, 20))
+        unit = next((unit for unit in (1000, 100, 10) if number % unit == 0 and number > unit), 1)
+        if unit > 1 and generator.random() < 0.5:
+            unit = 1
+        drawn = float(number) * math.exp(generator.uniform(-1.1, 1.1))
+        return Decimal(max(2, round(drawn / unit) * unit))
+    places = -int(number.as_tuple().exponent)
+    drawn = float(number) * math.exp(generator.uniform(-0.7, 0.7))
+    return round(Decimal(drawn), places)
+
+
+def _holds(old: Sequence[Decimal], new: Sequence[Decimal], equation: str) -> bool:
+    """Whether the story still holds: the same order of numbers; no step that turns negative, broken or nothing."""
+    for i, left in enumerate(old):
+        for j in range(i):
+            if (left > old[j]) != (new[i] > new[j]) or (left < old[j]) != (new[i] < new[j]):
+                return False
+    try:
+        before, after = solve(equation, old)[0], solve(equation, new)[0]
+    except ArithmeticError:
+        return False
+    for was, now in ((a.result, b.result) for a, b in zip(before, after, strict=True)):
+        whole, finite = was == was.to_integral_value(), now == round(now, 4)
+        if (
+            (was > 0) != (now > 0)
+            or (was >= 1) != (now >= 1)
+            or not finite
+            or (whole and now != now.to_integral_value())
+        ):
+            return False
+    return True
+
+
+def renumbered(problem: Problem, generator: random.Random) -> Problem:
+    """The problem with other numbers; itself where none are found in `TRIES` draws."""
+    tokens = problem.equation.split()
+    for _ in range(TRIES):
+        drawn = {number: _drawn(number, generator) for number in problem.numbers}
+        new = [drawn[number] for number in problem.numbers]
+        if len(tokens) == 3 and tokens[0] == "/" and tokens[1].startswith("number") and tokens[2].startswith("number"):
+            # Two numbers seldom divide: the quotient is drawn instead.
+            above, below = int(tokens[1].removeprefix("number")), int(tokens[2].removeprefix("number"))
+            old = problem.numbers[above] / problem.numbers[below] if problem.numbers[below] else Decimal(0)
+            if old == old.to_integral_value() and old > 1:
+                new[above] = new[below] * _drawn(old, generator)
+        if _holds(problem.numbers, new, problem.equation):
+            return Problem(problem.question, tuple(new), problem.equation)
+    return problem
+
+
+def standing_alone(problems: Sequence[Problem]) -> list[str]:
+    """Sentences of the problems' stories that stand on their own and tell one number, `number0` in each."""
+    found = []
+    for problem in problems:
+        for sentence in _SENTENCE_END.split(problem.question)[:-1]:
+            first = sentence.split(" ", 1)[0]
+            if len(_NUMBER.findall(sentence)) == 1 and first[:1].isupper() and not _LEANS.search(sentence):
+                found.append(_NUMBER.sub("number0", sentence))
+    return found
+
+
+def with_aside(problem: Problem, sentences: Sequence[str], generator: random.Random) -> Problem:
+    """The problem with a sentence more whose number is not wanted: of another story, in front, or about its own person.
+
+    `sentences` are those of `standing_alone`.
+    """
+    extra = len(problem.numbers)
+    parts = _SENTENCE_END.split(problem.question)
+    name = problem.question.split(" ", 1)[0]
+    if name.isalpha() and name.istitle() and not _NO_NAME.fullmatch(name) and generator.random() < 0.6:
+        aside = generator.choice(_ASIDES)
+        number = Decimal(generator.randint(3, 15) if "{small}" in aside else generator.randint(10, 80))
+        sentence = aside.format(name=name, small=f"number{extra}", large=f"number{extra}")
+        parts.insert(generator.choice((0, len(parts) - 1)) if len(parts) > 1 else 0, sentence)
+    elif sentences:
+        number = Decimal(generator.randint(2, 90))
+        parts.insert(0, generator.choice(sentences).replace("number0", f"number{extra}"))
+    else:
+        return problem
+    return Problem(" ".join(parts), (*problem.numbers, number), problem.equation)

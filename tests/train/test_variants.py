@@ -1,0 +1,105 @@
+"""Variants of word problems: other numbers under which the story holds, and sentences that do not matter."""
+
+from __future__ import annotations
+
+import random
+import re
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mindmerger_train.data.variants import (
+    Problem,
+    plain,
+    renumbered,
+    solve,
+    standing_alone,
+    with_aside,
+    worked,
+)
+
+SHARE = Problem(
+    "Ana has number0 sweets . She gives them to number1 friends . How many does each get ?",
+    (Decimal(12), Decimal(4)),
+    "/ number0 number1",
+)
+GIVE = Problem(
+    "Ben had number0 pens . He lost number1 . How many are left ?", (Decimal(9), Decimal(5)), "- number0 number1"
+)
+
+
+def problem(equation: str, *numbers: str) -> Problem:
+    text = " and ".join(f"number{i}" for i in range(len(numbers)))
+    return Problem(f"Take {text} .", tuple(map(Decimal, numbers)), equation)
+
+
+def test_equations_become_annotated_steps():
+    text = worked(problem("- * number0 number1 2.5", "4.0", "3"))
+    assert text == "4 * 3 = <<4*3=12>>12\n12 - 2.5 = <<12-2.5=9.5>>9.5\n#### 9.5"
+    assert worked(problem("number0", "7.00")) == "#### 7"
+    with pytest.raises(ValueError, match="does not end"):
+        solve("+ number0 number1 number0", [Decimal(1), Decimal(2)])
+    with pytest.raises(IndexError):
+        solve("+ number0", [Decimal(1)])
+
+
+@given(st.integers(0, 10_000))
+def test_stories_hold_under_other_numbers(seed):
+    generator = random.Random(seed)
+    for origin in (
+        SHARE,
+        GIVE,
+        problem("* / number0 100 number1", "100", "45"),
+        problem("+ number0 number1", "2.5", "0.25"),
+    ):
+        new = renumbered(origin, generator)
+        before, after = solve(origin.equation, origin.numbers)[1], solve(new.equation, new.numbers)[1]
+        assert after > 0
+        assert after == after.to_integral_value() or before != before.to_integral_value()
+        assert (new.numbers[0] > new.numbers[1]) == (origin.numbers[0] > origin.numbers[1])
+        assert "number" not in new.text()
+        for old, number in zip(origin.numbers, new.numbers, strict=True):
+            assert number == old or old not in (0, 1, 100)
+            assert -number.as_tuple().exponent <= max(0, -old.as_tuple().exponent)
+
+
+def test_most_draws_change_the_numbers():
+    generator = random.Random(0)
+    for origin in (SHARE, GIVE):
+        drawn = {renumbered(origin, generator).numbers for _ in range(50)}
+        assert len(drawn) > 25
+
+
+def test_numbers_that_cannot_be_others_stay():
+    half = problem("* number0 number1", "0.5", "1")
+    assert renumbered(half, random.Random(0)) == half
+
+
+@given(st.integers(0, 10_000))
+def test_an_aside_changes_the_text_and_not_the_solution(seed):
+    generator = random.Random(seed)
+    sentences = standing_alone([problem("number0", "3"), GIVE])
+    assert sentences == ["Ben had number0 pens ."]
+    for origin in (SHARE, GIVE):
+        told = with_aside(origin, sentences, generator)
+        assert worked(told) == worked(origin)
+        assert len(told.numbers) == len(origin.numbers) + 1
+        assert told.text() != origin.text() and "{" not in told.text()
+        assert told.question.endswith(origin.question.split(" . ")[-1])
+        # What the story tells, it tells in the same order.
+        kept = [part for part in re.split(r"(?<=\.) ", told.question) if part in origin.question]
+        assert " ".join(kept) == origin.question
+
+
+def test_sentences_that_lean_on_others_are_left_out():
+    for lean in ("She ate number0 .", "Each box holds number0 .", "Tom has number0 and number1 .", "tom has number0 ."):
+        assert standing_alone([Problem(f"{lean} A .", (Decimal(2), Decimal(3)), "number0")]) == []
+
+
+@given(st.decimals(-10_000, 10_000, places=6))
+def test_plain_numbers(number):
+    text = plain(number)
+    assert abs(Decimal(text) - number) <= Decimal("0.00005") and "E" not in text
+    assert not re.search(r"\.\d*0$", text)
