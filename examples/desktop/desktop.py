@@ -5,7 +5,6 @@ Enter asks, Shift+Enter begins a new line, Escape cancels. All of the model is i
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 
@@ -172,8 +171,6 @@ class Window(QWidget):
 
 
 def main() -> int:
-    # Other programs run beside a window: llama.cpp's threads shall sleep, not spin, while they wait for each other.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Qt's loop does not look for Ctrl-C
     application = QApplication(sys.argv)
     window = Window()

@@ -10,8 +10,6 @@ Knows nothing about bundles, questions or encoders.
 from __future__ import annotations
 
 import ctypes
-import importlib
-import importlib.util
 import os
 import sys
 import threading
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mindmerger.bindings import bindings
 from mindmerger.embeddings import EmbeddingTable
 from mindmerger.errors import InputError, ModelError
 from mindmerger.i18n import _
@@ -63,7 +62,7 @@ def backend(verbose: bool = False) -> ModuleType:
     with _backend_lock:
         if _backend is None:
             try:
-                native = _import_bindings()
+                native = bindings()
             except (ImportError, OSError, RuntimeError) as error:
                 raise ModelError(
                     _("llama.cpp cannot be loaded ({reason}): pip install --force-reinstall llama-cpp-python").format(
@@ -86,26 +85,6 @@ def supports_gpu() -> bool:
 
 def _show(_level: int, text: bytes, _data: object) -> None:
     sys.stderr.write(text.decode("utf-8", "replace"))
-
-
-def _import_bindings() -> ModuleType:
-    """Import llama_cpp.llama_cpp alone.
-
-    The package's own __init__ also imports the high-level class with jinja2, a disk cache and a chat server's types:
-    half the time that a warm start takes. Standing in for the package while its submodule loads avoids that; a
-    later `import llama_cpp` by somebody else runs __init__ as ever and finds the same submodule.
-    """
-    name = "llama_cpp"
-    if name not in sys.modules:
-        spec = importlib.util.find_spec(name)
-        if spec is None:
-            raise ImportError("llama-cpp-python is not installed")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        try:
-            return importlib.import_module(f"{name}.llama_cpp")
-        finally:
-            sys.modules.pop(name, None)
-    return importlib.import_module(f"{name}.llama_cpp")
 
 
 class LLM:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -212,3 +215,20 @@ def test_cancel_stops_native_code(smollm2: Path) -> None:
         llm.resume()
         llm.clear()
         llm.decode_tokens([1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "2500"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_wait_a_little_unless_the_user_has_said_how(given: dict[str, str], expected: str) -> None:
+    """libgomp reads the environment when it is loaded: on Linux it must not be in the process before it is told."""
+    program = (
+        "import os, sys; from pathlib import Path; maps = Path('/proc/self/maps'); import mindmerger.llama as llama; "
+        "early = maps.exists() and 'libgomp' in maps.read_text(); llama.backend(); "
+        "print(early, os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, env={**kept, **given}, stdout=subprocess.PIPE, text=True, check=True)
+    assert result.stdout.split() == ["False", expected]

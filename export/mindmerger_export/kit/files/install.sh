@@ -171,9 +171,6 @@ done
 
 if [ $check = yes ]; then
     say "trying it: mm-doctor --quick, and a short answer"
-    # Threads that spin while they wait would make this slow on a busy machine.
-    OMP_WAIT_POLICY=passive
-    export OMP_WAIT_POLICY
     if ! report=$("$new/venv/bin/mm-doctor" --quick --bundle "$new/bundle" 2>&1 &&
         "$new/venv/bin/mm-run" --bundle "$new/bundle" --quiet --max-tokens 8 "1 + 1" 2>&1); then
         printf '%s\n' "$report" >&2
