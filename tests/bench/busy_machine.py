@@ -3,8 +3,8 @@
     python tests/bench/busy_machine.py                       the default bundle; 0, 1, … all cores busy
     python tests/bench/busy_machine.py --repeats 3 --limit 60
 
-`libgomp` is its own default (it spins for milliseconds), `ours` what the runtime sets, `asleep` OMP_WAIT_POLICY=passive. Each is
-a process of its own. An answer that takes longer than --limit seconds is given up. The document goes to stdout as JSON.
+`libgomp` is its own default (it spins for milliseconds), `ours` what the runtime sets, `asleep` OMP_WAIT_POLICY=passive. Each
+is a process of its own. An answer that takes longer than --limit seconds is given up. The document goes to stdout as JSON.
 """
 
 from __future__ import annotations
