@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from mindmerger.bundle import model_folders
 from mindmerger.errors import CheckpointError
@@ -85,7 +85,8 @@ def save_checkpoint(
         mapping = {"mapping": {"checkpoint": Path(place).as_posix(), "sha256": file_sha256(shared)}}
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / (WEIGHTS_FILE + ".part")
-    save_file(state, temporary, metadata={"format": FORMAT, "format_version": FORMAT_VERSION})
+    # not save_file, whose files their owner alone can read, whatever the umask says
+    temporary.write_bytes(save(state, metadata={"format": FORMAT, "format_version": FORMAT_VERSION}))
     temporary.replace(folder / WEIGHTS_FILE)
     config = {
         "format": FORMAT,

@@ -125,6 +125,7 @@ def test_checkpoint_round_trip(tmp_path):
     assert all(torch.equal(v, loaded.merger.state_dict()[k]) for k, v in merger.state_dict().items())
     assert (loaded.encoder.layers, loaded.prompt, loaded.languages) == ((1, 3), PROMPT, ("es",))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "merger.safetensors"]
+    assert len({p.stat().st_mode for p in tmp_path.iterdir()}) == 1, "one file is for others to read and one is not"
 
 
 @pytest.mark.parametrize(
