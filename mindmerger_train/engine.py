@@ -305,6 +305,7 @@ class _Run:
         if not self.main:
             return
         progress = self.progress
+        progress.evaluated_step = progress.step
         started = time.monotonic()
         line: dict[str, object] = {"step": progress.step, "tokens": progress.tokens}
         value = evaluate(self.task, self.accelerator, self.held_out) if self.held_out else -math.inf
@@ -351,6 +352,8 @@ class _Run:
 
     def finish(self) -> None:
         """Save the state, draw the chart, show the table."""
+        if self.progress.evaluated_step != self.progress.step:  # resumed with a budget that was spent already
+            self._evaluate()
         self.save()
         if self.main:
             write_chart(self.folder)

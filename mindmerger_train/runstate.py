@@ -30,7 +30,8 @@ class Progress:
     """Where a run stands; all that a resumed run needs beside weights and optimiser.
 
     `tokens`: positions seen by the LLM in all, padding not counted. `best`: the lowest held-out loss so far, at `best_step`.
-    `window_…`: sums since the last line of the log, so that a resumed run writes the same next line.
+    `evaluated_step`: where the held-out rows were last looked at. `window_…`: sums since the last line of the log, so that a
+    resumed run writes the same next line.
     """
 
     step: int = 0
@@ -38,6 +39,7 @@ class Progress:
     seconds: float = 0.0
     best: float = math.inf
     best_step: int = 0
+    evaluated_step: int = -1
     window_loss: float = 0.0
     window_count: int = 0
     window_tokens: int = 0

@@ -74,6 +74,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
         torch.testing.assert_close(again.trained.state_dict()[name], value, atol=1e-6, rtol=1e-5)
 
 
+def test_a_run_whose_budget_was_lowered_below_what_it_has_keeps_what_it_has(tmp_path):
+    rows = stream()
+
+    def broken():
+        yield from itertools.islice(rows, 17)
+        raise KeyboardInterrupt
+
+    schedule = Schedule(tokens=30 * ROW_TOKENS, lr=1e-2, eval_tokens=10 * ROW_TOKENS, save_seconds=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_task(), broken(), HELD_OUT, schedule, tmp_path, precision="no")
+    assert load_checkpoint(tmp_path).training["steps"] == 10
+    lower = replace(schedule, tokens=15 * ROW_TOKENS)
+    for _ in range(2):  # the second time there is nothing left to look at
+        progress = train(make_task(), stream(), HELD_OUT, lower, tmp_path, resume=True, precision="no")
+        assert progress.step == progress.best_step == load_checkpoint(tmp_path).training["steps"] == 17
+        lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if "held_out_loss" in line] == [10, 17]
+
+
 def test_a_nan_loss_stops_and_keeps_the_state(tmp_path):
     task = make_task()
     schedule = Schedule(tokens=1000 * ROW_TOKENS, lr=1e-2, save_seconds=0.0)
