@@ -142,4 +142,4 @@ def test_a_fifth_of_the_memory() -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT / "runtime")},
     ).stdout  # fmt: skip
     own, library = map(int, output.split())
-    assert 3 * own < library, "the whole vocabulary in the library, against what is read of it on demand"
+    assert own < 20e6 and 3 * own < library
