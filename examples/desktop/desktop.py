@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from typing import Any
 
 from answering import Answered, Answering, Chunk, Event, Failed, Ready, Understood
 from PySide6.QtCore import Qt, Signal
@@ -75,11 +76,11 @@ class Window(QWidget):
 
     happened = Signal(object)
 
-    def __init__(self, bundle: str | None = None) -> None:
+    def __init__(self, bundle: str | None = None, **options: Any) -> None:
         super().__init__()
         # Emitted in the model's thread, received in this one: Qt puts it into this thread's queue.
         self.happened.connect(self._on)
-        self.answering = Answering(self.happened.emit, bundle=bundle)
+        self.answering = Answering(self.happened.emit, bundle=bundle, **options)
         self.setWindowTitle(TITLE)
         self.resize(640, 560)
         self.question, self.reasoning, self.answer, self.status = Question(), QTextEdit(), QLabel(), QLabel("Loading …")
