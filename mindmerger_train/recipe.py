@@ -107,6 +107,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise InputError(f"{path}: method {recipe.method!r} is none of {', '.join(METHODS)}")
     if recipe.stage == "steering" and recipe.method not in ("", "st-merge"):
         raise InputError(f"{path}: steering trains the gate of st-merge; the method {recipe.method!r} has none")
+    if recipe.sources.retell and recipe.stage != "augmentation":
+        raise InputError(f"{path}: sources.retell belongs to augmentation, this is {recipe.stage}")
     if recipe.method == "mono" and recipe.stage != "reason":
         raise InputError(f"{path}: the method mono is the LLM alone; its only stage is reason")
     return recipe
@@ -122,6 +124,6 @@ def load_sources(recipe: Recipe, folder: Path) -> list[Source]:
         options = dict(settings)
         weight = typed(float, options.pop("weight", 1.0), f"data.{name}.weight")
         examples = read_source(name, folder, options)
-        check_fit(name, examples, recipe.stage)
+        check_fit(name, examples, recipe.stage, recipe.sources.retell > 0)
         loaded.append(Source(name, examples, weight))
     return loaded

@@ -3,7 +3,8 @@
 * reason: question → English solution, LoRA on the LLM. With a merger at hand, part of the questions come with their soft
   prompt, so that the LLM learns what such rows are (English in, English out).
 * mapping: soft prompt → the same text in English; the LLM as shipped, without its adapter.
-* augmentation: soft prompt + original question → English solution; the LLM with its adapter.
+* augmentation: soft prompt + original question → English solution; the LLM with its adapter. Beside that, soft prompt → the
+  same question in English, where the recipe wants it (`sources.retell`).
 * steering: the same; what learns is ST-Merge's gate, and the mapping if wanted.
 
 In all but mapping, `Sources` leaves out one source for a share of the examples (DESIGN, "Filtering").
@@ -11,9 +12,10 @@ In all but mapping, `Sources` leaves out one source for a share of the examples 
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -44,14 +46,21 @@ STAGES = ("reason", "mapping", "augmentation", "steering")
 
 @dataclass(frozen=True)
 class Sources:
-    """Shares of examples that see both sources, the soft prompt alone, the question alone; they add up to 1."""
+    """Shares of examples that see both sources, the soft prompt alone, the question alone; they add up to 1.
+
+    `retell`: the share of all examples that is taken out before, to be retold: the soft prompt alone, and what is asked for is
+    the question in English. A text without a solution is always retold where this is above 0.
+    """
 
     both: float = 1.0
     soft_prompt: float = 0.0
     question: float = 0.0
+    retell: float = 0.0
 
     def __post_init__(self) -> None:
         at_least(0, "sources.", both=self.both, soft_prompt=self.soft_prompt, question=self.question)
+        if not 0 <= self.retell <= 1:
+            raise InputError(f"sources.retell is a share, at least 0 and at most 1, not {self.retell!r}")
         if not self.both + self.soft_prompt + self.question > 0:
             raise InputError("sources: at least one of both, soft_prompt and question must be above 0")
 
@@ -61,6 +70,12 @@ class Sources:
         if value < self.both:
             return True, True
         return (True, False) if value < self.both + self.soft_prompt else (False, True)
+
+    def retells(self, example: Example, generator: random.Random) -> bool:
+        """Whether this example is to be retold."""
+        if not self.retell or not example.english:
+            return False
+        return not example.response or generator.random() < self.retell
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,9 @@ class RowMaker:
             if self.stage == "mapping":
                 yield self._row(example.query, None, example.english, example.language)
                 continue
+            if self.sources.retells(example, generator):
+                yield self._retold(example)
+                continue
             soft, question = self.sources.draw(generator)
             query = example.query
             row = self._row(query if soft else None, query if question else None, example.response, example.language)
@@ -88,12 +106,23 @@ class RowMaker:
                 row = replace(row, language=example.language, told=self.steering.draw(example.language, generator))
             yield row
 
+    def _retold(self, example: Example) -> Row:
+        """Soft prompt and the prompt's first words → the rest of the prompt, with the English question in it.
+
+        The LLM has its adapter, which solves whatever it is given; the prompt's first words say that the question comes first.
+        """
+        prompt = self.tokenizer.prompt_ids(self.prompt, example.english.strip())
+        other = self.tokenizer.prompt_ids(self.prompt, "")
+        start = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt, other, strict=False)))
+        return Row(self._encoder_ids(example.query, example.language), prompt[:start], prompt[start:])
+
+    def _encoder_ids(self, text: str, language: str) -> Sequence[int]:
+        if self.encoder_tokenizer is None:
+            raise CheckpointError(f"stage {self.stage}: rows with a soft prompt need an encoder")
+        return self.encoder_tokenizer.encode(text.strip(), language).ids
+
     def _row(self, encoded: str | None, question: str | None, label: str, language: str) -> Row:
-        encoder_ids = None
-        if encoded is not None:
-            if self.encoder_tokenizer is None:
-                raise CheckpointError(f"stage {self.stage}: rows with a soft prompt need an encoder")
-            encoder_ids = self.encoder_tokenizer.encode(encoded.strip(), language).ids
+        encoder_ids = None if encoded is None else self._encoder_ids(encoded, language)
         prompt_ids = self.tokenizer.prompt_ids(self.prompt, question.strip()) if question is not None else []
         label_ids, given = self._labels(label)
         return Row(encoder_ids, prompt_ids, [*label_ids, self.prompt.eos_id], given)

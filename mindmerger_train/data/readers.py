@@ -272,10 +272,13 @@ READERS: dict[str, Callable[..., list[Example]]] = {
 """Every `kind` of a data source."""
 
 
-def check_fit(name: str, examples: Sequence[Example], stage: str) -> None:
-    """Raises DataError when examples lack what the stage learns: `mapping` the English text, the others the response."""
+def check_fit(name: str, examples: Sequence[Example], stage: str, retold: bool = False) -> None:
+    """Raises DataError when examples lack what the stage learns: `mapping` the English text, the others the response.
+
+    `retold`: texts without a response are retold in English, so either will do.
+    """
     wanted = "english" if stage == "mapping" else "response"
-    lacking = sum(not getattr(example, wanted) for example in examples)
+    lacking = sum(not (getattr(example, wanted) or (retold and example.english)) for example in examples)
     if lacking:
         raise DataError(
             f"the stage {stage} learns from {wanted!r}, and {lacking} of {len(examples)} examples of {name!r} have none"

@@ -175,6 +175,10 @@ def test_tsv_and_json_lines(tmp_path):
     check_fit("mine", found, "augmentation")
     with pytest.raises(DataError, match="learns from 'english', and 1 of 1 examples of 'mine' have none"):
         check_fit("mine", found, "mapping")
+    text = [Example("fr", "dix", "ten")]
+    check_fit("mine", text, "augmentation", retold=True)
+    with pytest.raises(DataError, match="learns from 'response'"):
+        check_fit("mine", text, "augmentation")
 
 
 def test_a_cap_is_per_language_and_a_language_without_data_is_told(tmp_path):

@@ -53,6 +53,8 @@ def test_overrides():
         ("schedule.final_lr=-1", "schedule.final_lr must be at least 0"),
         ("sources.both=-1", "sources.both must be at least 0"),
         ("sources={both = 0}", "at least one of both"),
+        ("sources.retell=2", "sources.retell is a share"),
+        ("sources.retell=0.5", "sources.retell belongs to augmentation, this is reason"),
         ("steering.told=0.99", "together at most 1"),
         ("steering.train_mapping=yes", "steering.train_mapping must be true or false, not 'yes'"),
         ("states.gigabytes=much", "states.gigabytes must be a number"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 import torch
 
-from mindmerger.errors import CheckpointError
+from mindmerger.errors import CheckpointError, InputError
 from mindmerger_train import llms
 from mindmerger_train.data.sources import Example
 from mindmerger_train.layout import Row, assemble
@@ -78,6 +79,43 @@ def test_source_dropout_has_the_given_shares(tokenizer):
     assert 430 < both < 570
     assert 240 < soft < 360
     assert all(row.encoder_ids is not None or row.prompt_ids for row in rows)
+
+
+def test_a_retold_question_follows_the_first_words_of_the_prompt(tokenizer):
+    maker = make(tokenizer, "augmentation", Sources(retell=0.25))
+    rows = list(maker.rows(itertools.repeat(EXAMPLE, 1000), 0))
+    retold = [row for row in rows if tokenizer.decode(list(row.prompt_ids)) == "Question:"]
+    assert 190 < len(retold) < 310
+    assert tokenizer.decode(list(retold[0].label_ids)) == f" {EXAMPLE.english}\nAnswer:\n"
+    assert retold[0].encoder_ids == (0, 7, 2) and not retold[0].given
+    whole = [*retold[0].prompt_ids, *retold[0].label_ids]
+    assert whole == tokenizer.prompt_ids(maker.prompt, EXAMPLE.english)
+    others = [row for row in rows if len(row.prompt_ids) > 4]
+    assert len(others) + len(retold) == 1000
+    assert others[0].label_ids[-1] == maker.prompt.eos_id
+
+
+def test_a_text_without_a_solution_is_retold_and_one_without_english_solved(tokenizer):
+    maker = make(tokenizer, "augmentation", Sources(retell=0.01))
+    text, question = Example("sw", "Habari?", "How are you?"), Example("sw", "2 + 3?", "", "#### 5")
+    for row in itertools.islice(maker.rows(itertools.repeat(text), 0), 20):
+        assert tokenizer.decode(list(row.label_ids)) == " How are you?\nAnswer:\n"
+    for row in itertools.islice(maker.rows(itertools.repeat(question), 0), 20):
+        assert tokenizer.decode(list(row.label_ids)) == "#### 5"
+
+
+def test_without_retelling_no_row_changes(tokenizer):
+    """The n-th row follows from the seed: recipes of before draw what they drew."""
+    drawn = [Sources(both=0.5, soft_prompt=0.5).draw(random.Random(seed)) for seed in range(20)]
+    maker = make(tokenizer, "augmentation", Sources(both=0.5, soft_prompt=0.5))
+    for seed, (_, question) in enumerate(drawn):
+        assert bool(next(maker.rows(iter([EXAMPLE]), seed)).prompt_ids) == question
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(InputError, match=r"sources\.retell"):
+        Sources(retell=share)
 
 
 def test_soft_prompts_need_an_encoder(tokenizer):
