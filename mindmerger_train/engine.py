@@ -30,6 +30,7 @@ from mindmerger.errors import InputError, MindMergerError
 from mindmerger.reclaim import give_memory_back
 from mindmerger_train.charts import write_chart
 from mindmerger_train.layout import Row
+from mindmerger_train.optimisers import NAMES, make_optimiser
 from mindmerger_train.runlog import RunLog
 from mindmerger_train.runstate import FOLDER, Progress, load_state, save_state, saving, state_file
 from mindmerger_train.tables import above_zero, at_least
@@ -46,11 +47,13 @@ class Schedule:
     """How long and how hard to train. `tokens`: positions seen by the LLM in all, padding not counted.
 
     A step is `accumulate` batches of at most `batch_tokens` positions each (padding included), over all processes together;
-    where the number of processes does not divide `accumulate`, each batch is shared out by rows.
+    where the number of processes does not divide `accumulate`, each batch is shared out by rows. `optimiser`: `adamw`, or
+    `muon` for the matrices (optimisers.py), which wants ten times the `lr` and small batches; `betas` and `eps` are AdamW's.
     """
 
     tokens: int
     lr: float
+    optimiser: str = "adamw"
     batch_tokens: int = 3000
     accumulate: int = 1
     warmup: float = 0.02
@@ -74,6 +77,8 @@ class Schedule:
             raise InputError(f"schedule.betas must be at least 0 and below 1, not {list(self.betas)}")
         if not 0 <= self.warmup < 1:
             raise InputError(f"schedule.warmup is a share of the run, at least 0 and below 1, not {self.warmup!r}")
+        if self.optimiser not in NAMES:
+            raise InputError(f"schedule.optimiser must be {' or '.join(NAMES)}, not {self.optimiser!r}")
         if self.precision not in ("bf16", "no"):
             raise InputError(f"schedule.precision must be bf16 or no (float32), not {self.precision!r}")
 
@@ -198,15 +203,7 @@ class _Run:
             cast(Any, task).to(self.accelerator.device)
         self.parameters = [p for p in task.trained.parameters() if p.requires_grad]
         groups = cast(Any, task).parameter_groups() if hasattr(task, "parameter_groups") else self.parameters
-        optimiser = torch.optim.AdamW(
-            groups,
-            lr=schedule.lr,
-            betas=schedule.betas,
-            eps=schedule.eps,
-            weight_decay=schedule.weight_decay,
-            fused=True,
-        )
-        self.model, self.optimiser = self.accelerator.prepare(_Step(task), optimiser)
+        self.model, self.optimiser = self.accelerator.prepare(_Step(task), make_optimiser(groups, schedule))
         self.progress = Progress()
         self.saved = time.monotonic()
         self.interrupted = threading.Event()

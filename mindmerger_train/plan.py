@@ -212,9 +212,14 @@ def make_plan(
     working = (
         shape.rows * shape.longest * (12 * width + 4 * 2 * heads * shape.longest) + 8.0 * ROWS_AT_ONCE * head.shape[0]
     ) * 1e-9
+    muon = schedule.optimiser == "muon"
     memory = [
         ("weights", sum(part.gigabytes for part in parts), "parameters × bytes, see above"),
-        ("gradients and optimiser", trained * 12e-9, "AdamW: 4 + 8 bytes a trained parameter"),
+        (
+            "gradients and optimiser",
+            trained * (8e-9 if muon else 12e-9),
+            f"{'Muon: 4 + 4' if muon else 'AdamW: 4 + 8'} bytes a trained parameter",
+        ),
         (
             "activations",
             kept * 1e-9,
