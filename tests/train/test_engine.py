@@ -17,6 +17,7 @@ from mindmerger_train.engine import Schedule, TrainingError, train
 from mindmerger_train.layout import Row
 from mindmerger_train.llms import LLMSpec
 from mindmerger_train.merger import Merger
+from mindmerger_train.optimisers import NAMES
 from mindmerger_train.stages import MergedTask
 from tests.train.conftest import PROMPT, tiny_encoder, tiny_llama
 
@@ -45,8 +46,9 @@ def run(folder, steps, **options):
     return task, train(task, stream(), HELD_OUT, schedule, folder, precision="no")
 
 
-def test_training_lowers_the_loss_and_writes_a_checkpoint(tmp_path):
-    _, progress = run(tmp_path, 40)
+@pytest.mark.parametrize("optimiser", NAMES)
+def test_training_lowers_the_loss_and_writes_a_checkpoint(tmp_path, optimiser):
+    _, progress = run(tmp_path, 40, optimiser=optimiser)
     assert (progress.step, progress.tokens) == (40, 40 * ROW_TOKENS)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -56,10 +58,11 @@ def test_training_lowers_the_loss_and_writes_a_checkpoint(tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
-    whole, _ = run(tmp_path / "whole", 30)
+@pytest.mark.parametrize("optimiser", NAMES)
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, optimiser):
+    whole, _ = run(tmp_path / "whole", 30, optimiser=optimiser)
     cut = make_task()
-    schedule = Schedule(tokens=30 * ROW_TOKENS, lr=1e-2, eval_tokens=5 * ROW_TOKENS, save_seconds=0.0)
+    schedule = Schedule(30 * ROW_TOKENS, 1e-2, optimiser, eval_tokens=5 * ROW_TOKENS, save_seconds=0.0)
     rows = stream()
 
     def broken():
