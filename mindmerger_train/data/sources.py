@@ -16,6 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from mindmerger.errors import DataError
+from mindmerger_train.data.annotations import number_text
 from mindmerger_train.data.rows import (
     ALLOWED,
     BadRow,
@@ -104,7 +105,8 @@ def mawps_asdiv(
     problems = []
     for number, row in rows:
         try:
-            numbers = tuple(Decimal(text) for text in text_of(row, "Numbers").split())
+            # As they are written in the question: thirds come as 0.3333333333333333, and what is shown should add up.
+            numbers = tuple(Decimal(number_text(Decimal(text))) for text in text_of(row, "Numbers").split())
             problem = Problem(text_of(row, "Question"), numbers, text_of(row, "Equation"))
             problem.text(), worked(problem)
         except (IndexError, ValueError, ArithmeticError, RecursionError) as error:

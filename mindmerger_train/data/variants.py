@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from mindmerger_train.data.annotations import annotated, number_text
+
 # Draws of numbers before a problem is given up and keeps its own.
 TRIES = 200
 # Numbers that often stand for something else than a count: one (a singular), a hundred (per cent), and fractions.
@@ -58,13 +60,7 @@ class Problem:
 
     def text(self) -> str:
         """The question with its numbers written out."""
-        return _NUMBER.sub(lambda match: plain(self.numbers[int(match[1])]), self.question)
-
-
-def plain(number: Decimal) -> str:
-    """Shortest plain decimal, at most four places."""
-    text = f"{round(number, 4):f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+        return _NUMBER.sub(lambda match: number_text(self.numbers[int(match[1])]), self.question)
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ class Step:
 
 
 def solve(equation: str, numbers: Sequence[Decimal]) -> tuple[list[Step], Decimal]:
-    """`* number0 number1` → its steps in the order of working, and the value.
+    """`* number0 number1` → its steps in the order of working, and the value; what goes on is a result as it is written down.
 
     Raises ValueError, IndexError or ArithmeticError when the equation does not parse or divides by zero.
     """
@@ -96,6 +92,7 @@ def solve(equation: str, numbers: Sequence[Decimal]) -> tuple[list[Step], Decima
                 "*": lambda: left * right,
                 "/": lambda: left / right,
             }[token]()
+            result = Decimal(number_text(result))
             steps.append(Step(token, left, right, result))
             return result, after
         return (numbers[int(token.removeprefix("number"))] if token.startswith("number") else Decimal(token)), index + 1
@@ -111,9 +108,8 @@ def worked(problem: Problem) -> str:
     steps, value = solve(problem.equation, problem.numbers)
     lines = []
     for step in steps:
-        shown = f"{plain(step.left)} {step.operator} {plain(step.right)}"
-        lines.append(f"{shown} = <<{shown.replace(' ', '')}={plain(step.result)}>>{plain(step.result)}")
-    return "\n".join([*lines, f"#### {plain(value)}"])
+        lines.append(annotated(f"{number_text(step.left)} {step.operator} {number_text(step.right)}", step.result))
+    return "\n".join([*lines, f"#### {number_text(value)}"])
 
 
 def _drawn(number: Decimal, generator: random.Random) -> Decimal:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import random
 import re
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mindmerger.calculator import format_number
+from mindmerger_train.data.annotations import number_text
 from mindmerger_train.data.variants import (
     Problem,
-    plain,
     renumbered,
     solve,
     standing_alone,
@@ -98,8 +100,18 @@ def test_sentences_that_lean_on_others_are_left_out():
         assert standing_alone([Problem(f"{lean} A .", (Decimal(2), Decimal(3)), "number0")]) == []
 
 
+def test_a_step_goes_on_with_what_is_written():
+    """129.9 - 76.7 is 53.2, of 76.7 that is 0.6936…: the calculator has written 0.69 and reads it again."""
+    problem = Problem("?", (Decimal("129.9"), Decimal("76.7")), "* / - number0 number1 number1 100")
+    assert worked(problem).splitlines()[1:] == [
+        "53.2 / 76.7 = <<53.2/76.7=0.69>>0.69",
+        "0.69 * 100 = <<0.69*100=69>>69",
+        "#### 69",
+    ]
+
+
 @given(st.decimals(-10_000, 10_000, places=6))
-def test_plain_numbers(number):
-    text = plain(number)
-    assert abs(Decimal(text) - number) <= Decimal("0.00005") and "E" not in text
+def test_numbers_are_written_as_the_calculator_writes_them(number):
+    text = number_text(number)
+    assert text == format_number(Fraction(number)) and Decimal(text) == number and "E" not in text
     assert not re.search(r"\.\d*0$", text)

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mindmerger.errors import DataError
+from mindmerger_train.data.annotations import number_text
 from mindmerger_train.data.problems import english, phrases
 from mindmerger_train.data.problems.casting import make_cast
-from mindmerger_train.data.problems.quantities import text_of
 from mindmerger_train.data.problems.story import plan, stories
 
 EXTRA = 0.22
@@ -65,7 +65,7 @@ def make(rng: random.Random, *, language: str = "en", max_value: int = 5000, sto
         query, twin, who = phrases.tell(chosen, language, rng)
         strange = 0
     response = english.solution(chosen, who, rng)
-    answer = text_of(chosen.values[chosen.asked])
+    answer = number_text(chosen.values[chosen.asked])
     extra = strange + chosen.extra
     name, kind = chosen.story.name, chosen.story.kind
     return Problem(language, query, twin, response, answer, kind, name, len(chosen.steps), extra)

@@ -27,8 +27,9 @@ from functools import cache
 from pathlib import Path
 
 from mindmerger.errors import DataError
+from mindmerger_train.data.annotations import number_text
 from mindmerger_train.data.problems.casting import Cast
-from mindmerger_train.data.problems.quantities import compute, drawer, text_of, worked
+from mindmerger_train.data.problems.quantities import compute, drawer, worked
 from mindmerger_train.data.problems.story import Plan
 from mindmerger_train.data.problems.template import expand, parse
 from mindmerger_train.data.problems.words import FRACTIONS, TIMES, Person, noun, number_word, words
@@ -66,7 +67,7 @@ class Writer:
     def number(self, name: str) -> str:
         value = self.values[name]
         if value.denominator != 1:
-            return text_of(value)
+            return number_text(value)
         whole = int(value)
         if self.spell and whole <= 20 and self.rng.random() < 0.6:
             return number_word(whole)
@@ -115,7 +116,7 @@ class Writer:
         if tail == "$":
             return self.money(name)
         if tail == "#":
-            return text_of(self.values[name])
+            return number_text(self.values[name])
         *between, last = tail.split()
         thing = self.cast.nouns.get(last) or (self.cast.nouns["all"] if last == "x.all" else noun(last))
         return " ".join([self.number(name), *between, thing.counted(self.values[name])])
@@ -192,16 +193,16 @@ def solution(plan: Plan, who: Cast, rng: random.Random) -> str:
             shown.get(name) or (name if name.isdigit() else _told(plan.values[name], name in who.amounts))
             for name in step.operands
         ]
-        result = text_of(value)
+        result = number_text(value)
         shown[step.target] = result
         writer.result = (worked(step, operands, value), value)
         lines.append(_finish(writer.write(plan.story.say[step.target]) + "."))
-    return "\n".join(lines) + f"\n#### {text_of(plan.values[plan.asked])}"
+    return "\n".join(lines) + f"\n#### {number_text(plan.values[plan.asked])}"
 
 
 def _told(value: Fraction, amount: bool) -> str:
     """A number as the question tells it, so that the solution begins with what is to be read there."""
-    return f"{float(value):.2f}" if amount and value.denominator != 1 else text_of(value)
+    return f"{float(value):.2f}" if amount and value.denominator != 1 else number_text(value)
 
 
 def question(plan: Plan, who: Cast, rng: random.Random, distractors: float) -> tuple[str, int]:

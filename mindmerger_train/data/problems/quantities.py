@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from mindmerger.calculator import format_number
 from mindmerger.errors import DataError
+from mindmerger_train.data.annotations import annotated
 
 Values = dict[str, Fraction]
 _RULE = re.compile(r"^(\w+) = (\w+(?: (?:[-+*/%]|//|/\^) \w+)+)$")
@@ -187,13 +187,6 @@ def tellings(
     return [(told, length) for told, length in found if length <= steps]
 
 
-def text_of(value: Fraction) -> str:
-    """As the calculator writes it."""
-    text = format_number(value)
-    assert text is not None
-    return text
-
-
 def worked(step: Step, operands: list[str], value: Fraction) -> str:
     """`12 - 3 = <<12-3=9>>9`; a division that is to be rounded shows what comes out before."""
     if step.operator == "%":
@@ -203,7 +196,7 @@ def worked(step: Step, operands: list[str], value: Fraction) -> str:
     shown = f" {operator} ".join(operands)
     if step.operator in ("//", "/^"):
         value = Fraction(operands[0]) / Fraction(operands[1])
-    return f"{shown} = <<{shown.replace(' ', '')}={text_of(value)}>>{text_of(value)}"
+    return annotated(shown, value)
 
 
 def _between(low: int, high: int, step: int = 1) -> Callable[[random.Random, int], Fraction]:
