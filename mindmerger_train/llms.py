@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from mindmerger.digits import ascii_digits
 from mindmerger.errors import CheckpointError
 from mindmerger.packages import find_package_file
 from mindmerger_train.sizes import sizes_of
@@ -51,7 +52,7 @@ class PromptSpec:
 
     `before_ids` and `after_ids`: for a template with special tokens (chat), the ids that stand before and after the ids of the
     question, which is tokenised alone, so that a special token in a question stays text. None: the rendered template is
-    tokenised as one text.
+    tokenised as one text. `digits`: `ascii` gives the LLM the digits of every script as 0–9; None: as they were written.
     """
 
     template: str
@@ -60,10 +61,19 @@ class PromptSpec:
     stop_ids: tuple[int, ...]
     before_ids: tuple[int, ...] | None = None
     after_ids: tuple[int, ...] | None = None
+    digits: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.digits not in (None, "ascii"):
+            raise CheckpointError(f"prompt.digits is 'ascii' or left out, not {self.digits!r}")
+
+    def question(self, text: str) -> str:
+        """A question as the LLM is given it."""
+        return ascii_digits(text) if self.digits == "ascii" else text
 
     def render(self, question: str) -> str:
         """The prompt's text. A plain replacement: braces in the question are text."""
-        return self.template.replace("{question}", question)
+        return self.template.replace("{question}", self.question(question))
 
     def to_json(self) -> dict[str, Any]:
         data = {**asdict(self), "stop_ids": list(self.stop_ids)}
@@ -71,16 +81,20 @@ class PromptSpec:
             ids = data.pop(name)
             if ids is not None:
                 data[name] = list(ids)
+        if self.digits is None:
+            del data["digits"]
         return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PromptSpec:
         if data["template"].count("{question}") != 1:
             raise CheckpointError("the prompt template must contain {question} exactly once")
-        around = [tuple(map(int, data[name])) if data.get(name) is not None else None for name in _AROUND]
-        if (around[0] is None) != (around[1] is None):
+        before, after = (tuple(map(int, data[name])) if data.get(name) is not None else None for name in _AROUND)
+        if (before is None) != (after is None):
             raise CheckpointError("the prompt has before_ids without after_ids, or the reverse")
-        return cls(data["template"], data["bos_id"], data["eos_id"], tuple(data["stop_ids"]), *around)
+        return cls(
+            data["template"], data["bos_id"], data["eos_id"], tuple(data["stop_ids"]), before, after, data.get("digits")
+        )
 
 
 _AROUND = ("before_ids", "after_ids")
@@ -99,7 +113,7 @@ class LLMTokenizer:
         """The ids of the prompt with `question` in it, without BOS."""
         if prompt.before_ids is None or prompt.after_ids is None:
             return self.encode(prompt.render(question))
-        return [*prompt.before_ids, *self.encode(question), *prompt.after_ids]
+        return [*prompt.before_ids, *self.encode(prompt.question(question)), *prompt.after_ids]
 
     def decode(self, ids: list[int]) -> str:
         return cast(str, self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -209,5 +223,5 @@ def default_spec() -> LLMSpec:
 
 
 def default_prompt() -> PromptSpec:
-    """The embedded default's prompt: short, because a small machine pays for every token of it."""
-    return PromptSpec(template="Question: {question}\nAnswer:\n", bos_id=1, eos_id=2, stop_ids=(2, 0))
+    """The embedded default's prompt: short, because a small machine pays for every token of it, and digits as 0–9."""
+    return PromptSpec(template="Question: {question}\nAnswer:\n", bos_id=1, eos_id=2, stop_ids=(2, 0), digits="ascii")

@@ -267,6 +267,7 @@ class _Export:
                 prompt.before_ids,
                 prompt.after_ids,
                 llm_files.normaliser,
+                prompt.digits,
             ),
             files=(*graph_files, file_entry("tokenizer", self.folder / TOKENIZER_FILE), *llm_files.entries),
             generation=GenerationInfo(256, 0.0, checkpoint.calculator),

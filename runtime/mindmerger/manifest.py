@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mindmerger.digits import ascii_digits
 from mindmerger.errors import BundleError
 from mindmerger.i18n import _
 from mindmerger.manifest_fields import Fields
@@ -74,7 +75,8 @@ class PromptInfo:
 
     `before_ids` and `after_ids`, of a template with special tokens (chat): the ids around those of the question, which is then
     tokenised alone, so that a special token in a question stays text. None: the rendered template is tokenised as one text.
-    `normaliser`: NFC where the LLM was trained on text in that form, into which llama.cpp does not bring it.
+    `normaliser`: NFC where the LLM was trained on text in that form, into which llama.cpp does not bring it. `digits`: `ascii`
+    where the LLM is given the digits of every script as 0–9 (digits.py), as in training.
     """
 
     template: str
@@ -83,16 +85,20 @@ class PromptInfo:
     before_ids: tuple[int, ...] | None = None
     after_ids: tuple[int, ...] | None = None
     normaliser: str | None = None
+    digits: str | None = None
 
     def render(self, question: str) -> str:
         """The prompt for `question`. Plain replacement: no other braces, and none in the question, are special."""
-        return self.template.replace("{question}", question)
+        return self.template.replace("{question}", self._question(question))
 
     def ids(self, question: str, tokenise: Callable[[str], list[int]]) -> list[int]:
         """The ids of the prompt for `question`, without BOS; `tokenise` is the LLM's, with special tokens as text."""
         if self.before_ids is None or self.after_ids is None:
             return tokenise(self._normalised(self.render(question)))
-        return [*self.before_ids, *tokenise(self._normalised(question)), *self.after_ids]
+        return [*self.before_ids, *tokenise(self._normalised(self._question(question))), *self.after_ids]
+
+    def _question(self, text: str) -> str:
+        return ascii_digits(text) if self.digits == "ascii" else text
 
     def _normalised(self, text: str) -> str:
         return unicodedata.normalize("NFC", text) if self.normaliser == "NFC" else text
@@ -312,6 +318,7 @@ def _parse(document: Any) -> Manifest:
             before_ids=prompt.integers("before_ids") if "before_ids" in prompt.value else None,
             after_ids=prompt.integers("after_ids") if "after_ids" in prompt.value else None,
             normaliser=prompt.text("normaliser") if "normaliser" in prompt.value else None,
+            digits=prompt.text("digits") if "digits" in prompt.value else None,
         ),
         injection_scale=top.number("injection_scale"),
         generation=GenerationInfo(

@@ -16,7 +16,7 @@ from mindmerger.i18n import _
 if TYPE_CHECKING:
     from mindmerger.manifest import EncoderInfo, Manifest
 
-FORMAT_VERSION = "1.2"
+FORMAT_VERSION = "1.3"
 METHODS = ("mindmerger", "langbridge", "st-merge")
 BAKE_TYPES = ("q8_0", "q4_1")
 GRANULARITIES = ("scalar", "vector", "token")
@@ -81,6 +81,8 @@ def check(manifest: Manifest) -> None:
         raise fault("prompt", "has before_ids without after_ids, or the reverse")
     if prompt.normaliser not in (None, "NFC"):
         raise fault("prompt.normaliser", "must be NFC where it is given")
+    if prompt.digits not in (None, "ascii"):
+        raise fault("prompt.digits", "must be ascii where it is given")
     if not (math.isfinite(manifest.injection_scale) and manifest.injection_scale > 0):
         raise fault("injection_scale", "must be a positive number")
     if not 0 <= manifest.filter_threshold <= 2:

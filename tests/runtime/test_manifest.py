@@ -49,10 +49,11 @@ GATE = {"languages": ["sw", "en"], "granularity": "token", "language_input": "so
 
 def test_a_gate_and_prompt_ids_round_trip(tmp_path: Path) -> None:
     value = document() | {"method": "st-merge", "gate": GATE}
-    value["prompt"] |= {"before_ids": [1, 5], "after_ids": []}
+    value["prompt"] |= {"before_ids": [1, 5], "after_ids": [], "digits": "ascii"}
     read = read_manifest(write(tmp_path, value))
     assert read.gate is not None and read.gate.names == ("unknown", "sw", "en")
     assert read.prompt.ids("hola", lambda text: [len(text)]) == [1, 5, 4]
+    assert read.prompt.ids("৪", lambda text: [ord(text)]) == [1, 5, ord("4")]
     assert unsealed(read) == value
 
 
@@ -132,6 +133,7 @@ def _drop(*keys: Any) -> Callable[[dict[str, Any]], None]:
         (_set("prompt", "template", to="no place"), "prompt.template"),
         (_set("prompt", "template", to="{question}{question}"), "prompt.template"),
         (_set("prompt", "bos_id", to=10**6), "prompt"),
+        (_set("prompt", "digits", to="roman"), "prompt.digits"),
         (_set("prompt", "bos_id", to="1"), "prompt.bos_id"),
         (_set("prompt", "stop_ids", to=[-1]), "prompt"),
         (_set("injection_scale", to=0), "injection_scale"),

@@ -50,6 +50,24 @@ def test_augmentation_rows_hold_the_original_question(tokenizer):
     assert tokenizer.decode(list(row.label_ids[:-1])) == EXAMPLE.response
 
 
+def test_the_llm_is_given_digits_that_it_knows_and_the_encoder_the_question_as_it_is(tokenizer):
+    heard = []
+
+    class Listening(EncoderTokenizer):
+        def encode(self, text, language=""):
+            heard.append(text)
+            return super().encode(text, language)
+
+    maker = RowMaker("augmentation", tokenizer, llms.default_prompt(), Listening(), Sources())
+    row = next(maker.rows(iter([Example("bn", "৪ + ৫?", "4 + 5?", "#### 9")]), 0))
+    assert tokenizer.decode(list(row.prompt_ids)) == "Question: 4 + 5?\nAnswer:\n" and heard == ["৪ + ৫?"]
+    old = llms.PromptSpec.from_json({**llms.default_prompt().to_json(), "digits": None})
+    assert old.render("৪").startswith("Question: ৪") and "digits" not in old.to_json()
+    assert llms.PromptSpec.from_json(llms.default_prompt().to_json()) == llms.default_prompt()
+    with pytest.raises(CheckpointError, match=r"prompt\.digits"):
+        llms.PromptSpec("{question}", None, 2, (2,), digits="roman")
+
+
 def test_what_the_calculator_writes_is_given(tokenizer):
     row = next(make(tokenizer, "augmentation").rows(iter([EXAMPLE]), 0))
     given = tokenizer.decode([row.label_ids[index] for index in sorted(row.given)])
