@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,6 +61,12 @@ def test_parts_of_the_embedded_default():
     parts = {part.name: part for part in merged.parts}
     assert parts["mapping"].trained == sum(p.numel() for p in merger.parameters())
     assert (parts["LLM"].parameters, parts["LLM"].trained) == (134_515_008, 0)
+    muon = replace(schedule, optimiser="muon")
+    of_muon = make_plan("augmentation", muon, encoders.default_spec(), llms.default_spec(), merger, shape)
+    kept = [
+        dict((name, size) for name, size, _ in plan.memory)["gradients and optimiser"] for plan in (merged, of_muon)
+    ]
+    assert kept[1] == pytest.approx(kept[0] * 8 / 12)
     reason = make_plan("reason", schedule, None, llms.default_spec(), merger, shape, rank=32)
     parts = {part.name: part for part in reason.parts}
     assert parts["adapter"].trained == 9_768_960
