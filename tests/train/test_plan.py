@@ -63,9 +63,7 @@ def test_parts_of_the_embedded_default():
     assert (parts["LLM"].parameters, parts["LLM"].trained) == (134_515_008, 0)
     muon = replace(schedule, optimiser="muon")
     of_muon = make_plan("augmentation", muon, encoders.default_spec(), llms.default_spec(), merger, shape)
-    kept = [
-        dict((name, size) for name, size, _ in plan.memory)["gradients and optimiser"] for plan in (merged, of_muon)
-    ]
+    kept = [{name: size for name, size, _ in plan.memory}["gradients and optimiser"] for plan in (merged, of_muon)]
     assert kept[1] == pytest.approx(kept[0] * 8 / 12)
     reason = make_plan("reason", schedule, None, llms.default_spec(), merger, shape, rank=32)
     parts = {part.name: part for part in reason.parts}
