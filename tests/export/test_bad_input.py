@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mindmerger.errors import CheckpointError, InputError, MindMergerError, ModelError, ParityError
+from mindmerger.manifest_rules import FORMAT_VERSION
 from mindmerger_export import bundle_writer, cli, parity, space
 from mindmerger_export.bundle_writer import Request, export_bundle
 from mindmerger_train.checkpoint import load_checkpoint, save_checkpoint
@@ -227,7 +228,7 @@ def test_inspect_and_verify(exact: tuple[Path, Path], tmp_path: Path, mm_export:
     bundle = str(exact[1])
     shown = mm_export("inspect", bundle)
     assert shown.exit_code == 0 and shown.stderr == ""
-    for words in ("mindmerger, format 1.2", "tiny-llama", "merger.onnx", "MB", "max_abs", "layers"):
+    for words in (f"mindmerger, format {FORMAT_VERSION}", "tiny-llama", "merger.onnx", "MB", "max_abs", "layers"):
         assert words in shown.stdout
     facts = json.loads(mm_export("inspect", bundle, "--json").stdout)
     assert facts["llm"]["width"] == 64 and facts["gate"] is None and facts["bytes"]["llm.gguf"] > 0
