@@ -76,12 +76,12 @@ class MuonAndAdamW(torch.optim.Optimizer):
             part.state = self.state
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of both. `closure` is not supported: no caller has one."""
-        if closure is not None:
-            raise NotImplementedError("MuonAndAdamW takes no closure")
+        """One step of both; returns what `closure` does, if there is one."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for part in self._parts:
             part.step()
-        return None
+        return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As every optimiser's. Raises ValueError where the state is of other parameters, or of another optimiser."""
