@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise InputError(f"{path}: method {recipe.method!r} is none of {', '.join(METHODS)}")
     if recipe.stage == "steering" and recipe.method not in ("", "st-merge"):
         raise InputError(f"{path}: steering trains the gate of st-merge; the method {recipe.method!r} has none")
-    if recipe.sources.retell and recipe.stage != "augmentation":
-        raise InputError(f"{path}: sources.retell belongs to augmentation, this is {recipe.stage}")
+    if recipe.sources.retell and recipe.stage not in ("reason", "augmentation"):
+        raise InputError(f"{path}: sources.retell belongs to reason and augmentation, this is {recipe.stage}")
     if recipe.method == "mono" and recipe.stage != "reason":
         raise InputError(f"{path}: the method mono is the LLM alone; its only stage is reason")
     return recipe
@@ -117,13 +117,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def load_sources(recipe: Recipe, folder: Path) -> list[Source]:
     """Read the recipe's sources; their paths are relative to `folder` (docs/data.md).
 
+    With `solutions = false` a source gives texts to retell only, whatever else it knows.
     Raises DataError when a source is unknown, missing, damaged, or lacks what the stage learns.
     """
     loaded = []
     for name, settings in recipe.data.items():
         options = dict(settings)
         weight = typed(float, options.pop("weight", 1.0), f"data.{name}.weight")
+        solved = typed(bool, options.pop("solutions", True), f"data.{name}.solutions")
         examples = read_source(name, folder, options)
+        if not solved:
+            examples = [replace(example, response="") for example in examples]
         check_fit(name, examples, recipe.stage, recipe.sources.retell > 0)
         loaded.append(Source(name, examples, weight))
     return loaded

@@ -54,7 +54,6 @@ def test_overrides():
         ("sources.both=-1", "sources.both must be at least 0"),
         ("sources={both = 0}", "at least one of both"),
         ("sources.retell=2", "sources.retell is a share"),
-        ("sources.retell=0.5", "sources.retell belongs to augmentation, this is reason"),
         ("steering.told=0.99", "together at most 1"),
         ("steering.train_mapping=yes", "steering.train_mapping must be true or false, not 'yes'"),
         ("states.gigabytes=much", "states.gigabytes must be a number"),
@@ -103,6 +102,24 @@ def test_a_weight_is_a_number(tmp_path):
     recipe = load_recipe(RECIPES[0], ["data={gsm8k = {weight = 'much'}}"])
     with pytest.raises(InputError, match=r"data\.gsm8k\.weight must be a number"):
         load_sources(recipe, tmp_path)
+
+
+def test_only_two_stages_retell(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('stage = "mapping"\n[schedule]\nlr = 1e-3\ntokens = 5\n[sources]\nretell = 0.5\n[data.tatoeba]\n')
+    with pytest.raises(InputError, match="belongs to reason and augmentation, this is mapping"):
+        load_recipe(path)
+
+
+def test_a_source_without_its_solutions_is_there_to_be_retold(tmp_path):
+    made = ['data={problems = {languages = ["sw"], count = 20, solutions = false}}', "sources.retell=0.1"]
+    (source,) = load_sources(load_recipe(RECIPES[0], made), tmp_path)
+    assert len(source.examples) == 20
+    assert all(example.query and example.english and not example.response for example in source.examples)
+    with pytest.raises(DataError, match="20 of 20"):  # nothing that reason could learn, where nothing is retold
+        load_sources(load_recipe(RECIPES[0], made[:1]), tmp_path)
+    with pytest.raises(InputError, match=r"data\.problems\.solutions must be true or false"):
+        load_sources(load_recipe(RECIPES[0], [made[0].replace("false", "3"), made[1]]), tmp_path)
 
 
 def test_the_papers_schedule_is_constant():
