@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -28,6 +27,7 @@ from mindmerger_train.data.rows import (
     text_lines,
     text_of,
 )
+from mindmerger_train.data.tidy import as_written
 from mindmerger_train.data.variants import Problem, renumbered, standing_alone, with_aside, worked
 
 
@@ -74,19 +74,14 @@ def gsm8k(folder: Path, languages: Sequence[str], allowed_bad: float = ALLOWED) 
     return examples
 
 
-def _tidy(text: str) -> str:
-    """Join what the set's tokenisation has separated: `books .` → `books.`"""
-    text = re.sub(r"\s+([.,?!;:%'])", r"\1", text)
-    return re.sub(r"\$\s+", "$", re.sub(r"\s{2,}", " ", text)).strip()
-
-
 def mawps_asdiv(
     path: Path, seed: int = 0, variants: int = 0, asides: float = 0.0, allowed_bad: float = ALLOWED
 ) -> list[Example]:
     """MAWPS and ASDiv-A word problems with solutions worked out from their equations.
 
     Each is followed by `variants` of it with other numbers; a share `asides` of the variants tells something that is not wanted
-    (variants.py). Half of the questions keep the set's spaced punctuation, so that the LLM reads both.
+    (variants.py). Half of the questions stand as the set has them, many in lower case and with spaced punctuation, half as
+    people write (tidy.py), so that the LLM reads both.
     """
     bad = BadRows(str(path), allowed_bad)
     generator = random.Random(seed)
@@ -122,7 +117,7 @@ def mawps_asdiv(
             variant = renumbered(problem, generator) if index else problem
             if index and generator.random() < asides:
                 variant = with_aside(variant, sentences, generator)
-            question = variant.text() if generator.random() < 0.5 else _tidy(variant.text())
+            question = variant.text() if generator.random() < 0.5 else as_written(variant.text())
             examples.append(Example("en", question, question, worked(variant), origin=problem.question))
     return examples
 
