@@ -65,7 +65,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("count", "seed", "longest", "max_value"), (int, "a whole number")),
     "languages": (list | tuple, "a list of languages"),
     "columns": (dict, "a table"),
-    "allowed_bad": (int | float, "a number"),
+    **dict.fromkeys(("allowed_bad", "extras"), (int | float, "a number")),
     "english_only": (bool, "true or false"),
 }
 
@@ -243,13 +243,18 @@ def _generator(
 
 
 def _problems(
-    folder: Path, languages: Sequence[str], count: int, seed: int = 1, max_value: int = 5000
+    folder: Path,
+    languages: Sequence[str],
+    count: int,
+    seed: int = 1,
+    max_value: int = 5000,
+    extras: float | None = None,
 ) -> list[Example]:
     """Word problems from stories; the English text says the same, and the worked solution is English."""
     return [
         Example(language, problem.query, problem.english, problem.response)
         for language in languages
-        for problem in generate_problems(language, int(count), int(seed), max_value=int(max_value))
+        for problem in generate_problems(language, int(count), int(seed), max_value=int(max_value), extras=extras)
     ]
 
 

@@ -229,6 +229,19 @@ def test_problems_differ_and_a_third_has_numbers_that_are_not_needed() -> None:
     assert {problem.kind for problem in made} == set(problems.kinds())
 
 
+@pytest.mark.parametrize("language", ["en", "sw"])
+def test_extras_tell_more_than_is_needed(language):
+    def told(share):
+        return sum(problem.strange > 0 for problem in generate(language, 200, seed=3, extras=share))
+
+    few, many = told(0.0), told(0.9)
+    assert many > few + 40
+    if language == "sw":
+        assert few == 0
+    with pytest.raises(DataError, match="extras is"):
+        generate(language, 1, seed=0, extras=1.5)
+
+
 def test_max_value_keeps_counts_small() -> None:
     for problem in generate("en", 200, seed=1, max_value=20):
         check(problem)

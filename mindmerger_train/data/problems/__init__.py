@@ -19,7 +19,7 @@ from mindmerger_train.data.problems.story import plan, stories
 
 EXTRA = 0.22
 DISTRACTORS = 0.22
-_EXTRA_TOLD = 0.35
+_EXTRA_TOLD = 0.35  # of the other languages, which have no sentences of other stories
 LANGUAGES: tuple[str, ...] = tuple(phrases.codes())
 """The languages that problems can be made in, by ISO 639-1 code."""
 
@@ -45,7 +45,9 @@ def kinds() -> list[str]:
     return sorted({story.kind for story in stories(english.FOLDER)})
 
 
-def make(rng: random.Random, *, language: str = "en", max_value: int = 5000, story: str = "") -> Problem:
+def make(
+    rng: random.Random, *, language: str = "en", max_value: int = 5000, story: str = "", extras: float | None = None
+) -> Problem:
     """One problem, of the story of that name where one is given. Raises DataError for an unknown language."""
     folder = english.FOLDER if language == "en" else phrases.STORIES
     every = stories(folder)
@@ -54,14 +56,15 @@ def make(rng: random.Random, *, language: str = "en", max_value: int = 5000, sto
     else:
         index = rng.choices(range(len(every)), [one.weight for one in every])[0]
     if language == "en":
-        chosen = plan(folder, index, rng, max_value, EXTRA)
+        chosen = plan(folder, index, rng, max_value, EXTRA if extras is None else extras)
         who = make_cast(chosen, rng)
         query, strange = english.question(chosen, who, rng, DISTRACTORS if chosen.extra == 0 else 0.05)
         twin = query
     else:
-        chosen = plan(folder, index, rng, min(max_value, 1000), _EXTRA_TOLD)
+        rate = _EXTRA_TOLD if extras is None else extras
+        chosen = plan(folder, index, rng, min(max_value, 1000), rate)
         while not phrases.sayable(chosen, language):
-            chosen = plan(folder, index, rng, min(max_value, 1000), _EXTRA_TOLD)
+            chosen = plan(folder, index, rng, min(max_value, 1000), rate)
         query, twin, who = phrases.tell(chosen, language, rng)
         strange = 0
     response = english.solution(chosen, who, rng)
@@ -71,7 +74,9 @@ def make(rng: random.Random, *, language: str = "en", max_value: int = 5000, sto
     return Problem(language, query, twin, response, answer, kind, name, len(chosen.steps), extra)
 
 
-def generate(language: str, count: int, seed: int, *, max_value: int = 5000) -> Iterator[Problem]:
+def generate(
+    language: str, count: int, seed: int, *, max_value: int = 5000, extras: float | None = None
+) -> Iterator[Problem]:
     """Yield `count` problems in `language`; the same arguments give the same problems.
 
     Args:
@@ -79,14 +84,18 @@ def generate(language: str, count: int, seed: int, *, max_value: int = 5000) -> 
         count: how many problems.
         seed: any whole number; languages with the same seed do not draw the same problems.
         max_value: about the greatest count in a story (at least 20); never above 1000 in other languages than English.
+        extras: the share (0 to 1) of problems that may tell more of their own story than the answer needs.
 
     Raises:
-        DataError: for an unknown language, a negative count or a `max_value` under 20, before the first problem.
+        DataError: for an unknown language, a negative count, a `max_value` under 20 or `extras` that is no share, before the
+            first problem.
     """
     phrases.language(language)
     if count < 0:
         raise DataError(f"count is {count}; use 0 or more")
     if max_value < 20:
         raise DataError(f"max_value is {max_value}; use 20 or more, or most stories have no numbers to draw")
+    if extras is not None and not 0 <= extras <= 1:
+        raise DataError(f"extras is {extras}; use a share, 0 to 1")
     rng = random.Random(f"problems:{language}:{seed}")
-    return (make(rng, language=language, max_value=max_value) for _ in range(count))
+    return (make(rng, language=language, max_value=max_value, extras=extras) for _ in range(count))
