@@ -25,7 +25,7 @@ FIELDS = ("language", "query", "english", "response")
 
 
 def read_source(name: str, folder: Path, options: Mapping[str, Any]) -> list[Example]:
-    """The examples of the source `name`; `options` are its table without `weight`.
+    """The examples of the source `name`; `options` are its table without `weight` and `solutions`.
 
     `kind` (default: the name) says which reader; `languages` keeps these only, and `cap` at most that many examples of each,
     the first in the order of the files. Raises DataError when a kind, an option or a file is wrong, too many rows are bad, or a
@@ -49,7 +49,7 @@ def read_source(name: str, folder: Path, options: Mapping[str, Any]) -> list[Exa
     parameters = inspect.signature(reader).parameters
     unknown = sorted(set(given) - set(parameters) | {"folder"} & set(given))
     if unknown:
-        known = ", ".join(["kind", "weight", "cap", *(key for key in parameters if key != "folder")])
+        known = ", ".join(["kind", "weight", "solutions", "cap", *(key for key in parameters if key != "folder")])
         raise DataError(f"data.{name} has the unknown key {unknown[0]!r}; a source of the kind {kind} knows {known}")
     required = [key for key, value in parameters.items() if value.default is value.empty and key != "folder"]
     missing = [key for key in required if key not in given]
