@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from time import perf_counter
 
 
 class Deadline:
@@ -11,6 +12,8 @@ class Deadline:
 
     def __init__(self, seconds: float | None, stop: Callable[[], None]) -> None:
         self._stop = stop
+        self._seconds = seconds
+        self._entered = perf_counter()
         self._lock = threading.Lock()
         self._over = False
         self.expired = False
@@ -19,11 +22,17 @@ class Deadline:
     def _expire(self) -> None:
         # under the lock: whoever comes after this answer must not be stopped by its clock
         with self._lock:
-            if not self._over:
+            if not self._over and not self.expired:
                 self.expired = True
                 self._stop()
 
+    def look(self) -> None:
+        """Expire now if it is time: on a busy machine the other thread may wake long after that."""
+        if self._seconds is not None and not self.expired and perf_counter() - self._entered > self._seconds:
+            self._expire()
+
     def __enter__(self) -> Deadline:
+        self._entered = perf_counter()
         if self._timer is not None:
             self._timer.daemon = True
             self._timer.start()

@@ -316,6 +316,7 @@ class MergedModel:
                             times.away += perf_counter() - leaving
                         if transcript.finish is not None:
                             break
+                        deadline.look()
                         if llm.cancelled:
                             raise Cancelled
                         if transcript.forced:

@@ -192,6 +192,16 @@ def test_a_deadline_that_is_over_stops_nobody() -> None:
     assert not deadline.expired
 
 
+def test_a_timeout_holds_where_its_thread_sleeps(arithmetic: MergedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short answer was over before the other thread woke, on a busy machine, and then said `stop`."""
+    monkeypatch.setattr(threading.Timer, "start", lambda self: None)
+    monkeypatch.setattr(threading.Timer, "cancel", lambda self: None)
+    for timeout, reason in ((None, "stop"), (30.0, "stop"), (1e-6, "timeout")):
+        stream = arithmetic.generate("x", timeout=timeout)
+        "".join(stream)
+        assert stream.result.finish_reason == reason
+
+
 # ----------------------------------------------------------------------------------------- grammar and penalties
 
 
