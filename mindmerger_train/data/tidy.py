@@ -11,7 +11,7 @@ from pathlib import Path
 
 _CAPITALS = Path(__file__).with_name("capitals.txt")
 _WORD = re.compile(r"\b[a-z]+\b")
-_START = re.compile(r"(^|[.?!] +)([a-z])")
+_START = re.compile(r"(^|[.?!]\s+)([a-z])")
 
 
 @cache
@@ -21,6 +21,11 @@ def capitalised() -> frozenset[str]:
     return frozenset(word for line in lines if not line.startswith("#") for word in line.split())
 
 
+def sentence_case(text: str) -> str:
+    """A capital at the beginning of each English sentence."""
+    return _START.sub(lambda match: match[1] + match[2].upper(), text)
+
+
 def as_written(text: str) -> str:
     """`danny had 3 books . he did n't read .` → `Danny had 3 books. He didn't read.`"""
     text = re.sub(r" n't\b", "n't", text)
@@ -28,4 +33,4 @@ def as_written(text: str) -> str:
     text = re.sub(r"\$\s+", "$", re.sub(r"\s{2,}", " ", text)).strip()
     text = re.sub(r"\bi\b", "I", text)
     text = _WORD.sub(lambda match: match[0].capitalize() if match[0] in capitalised() else match[0], text)
-    return _START.sub(lambda match: match[1] + match[2].upper(), text)
+    return sentence_case(text)

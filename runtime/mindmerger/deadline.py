@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from time import perf_counter
@@ -12,8 +13,8 @@ class Deadline:
 
     def __init__(self, seconds: float | None, stop: Callable[[], None]) -> None:
         self._stop = stop
-        self._seconds = seconds
-        self._entered = perf_counter()
+        self._seconds = math.inf if seconds is None else seconds
+        self._end = math.inf
         self._lock = threading.Lock()
         self._over = False
         self.expired = False
@@ -28,11 +29,11 @@ class Deadline:
 
     def look(self) -> None:
         """Expire now if it is time: on a busy machine the other thread may wake long after that."""
-        if self._seconds is not None and not self.expired and perf_counter() - self._entered > self._seconds:
+        if perf_counter() > self._end:
             self._expire()
 
     def __enter__(self) -> Deadline:
-        self._entered = perf_counter()
+        self._end = perf_counter() + self._seconds
         if self._timer is not None:
             self._timer.daemon = True
             self._timer.start()

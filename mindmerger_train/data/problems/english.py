@@ -33,9 +33,9 @@ from mindmerger_train.data.problems.quantities import compute, drawer, worked
 from mindmerger_train.data.problems.story import Plan
 from mindmerger_train.data.problems.template import expand, parse
 from mindmerger_train.data.problems.words import FRACTIONS, TIMES, Person, noun, number_word, words
+from mindmerger_train.data.tidy import sentence_case
 
 FOLDER = Path(__file__).parent / "english"
-_START = re.compile(r"(^|[.?!]\s+)([a-z])")
 _UNCLEAR = re.compile(r"\b(they|them|their|these|those|it|then|the rest)\b")
 _GROUP = re.compile(r"\b(altogether|in all|total|together|combined|they|there|everyone|all)\b")
 _KIN_GENDER = {
@@ -286,8 +286,7 @@ def _finish(text: str) -> str:
         .replace(",.", ".")
         .replace("..", ".")
     )
-    text = _START.sub(lambda match: match[1] + match[2].upper(), text)
-    return text
+    return sentence_case(text)
 
 
 @cache
