@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mindmerger.errors import DataError
-from mindmerger_train.data import sources
+from mindmerger_train.data import abroad, sources
 from mindmerger_train.data.benchmarks import read_benchmark
 from mindmerger_train.data.generator import generate
 from mindmerger_train.data.languages import code_of
@@ -196,6 +196,11 @@ def _gsm8k(folder: Path, languages: Sequence[str], path: str = "gsm8k", allowed_
     return sources.gsm8k(folder / path, languages, allowed_bad)
 
 
+def _variants_checked(kind: str, variants: int, asides: float) -> None:
+    if variants < 0 or not 0 <= asides <= 1:
+        raise DataError(f"{kind}: variants must be at least 0 and asides a share, not {variants} and {asides}")
+
+
 def _mawps_asdiv(
     folder: Path,
     path: str = "mawps_asdiv/train.csv",
@@ -205,8 +210,7 @@ def _mawps_asdiv(
     allowed_bad: float = ALLOWED,
 ) -> list[Example]:
     """`variants` of each problem besides itself, with other numbers, a share `asides` of them with one that is not wanted."""
-    if variants < 0 or not 0 <= asides <= 1:
-        raise DataError(f"mawps_asdiv: variants must be at least 0 and asides a share, not {variants} and {asides}")
+    _variants_checked("mawps_asdiv", variants, asides)
     return sources.mawps_asdiv(folder / path, int(seed), int(variants), float(asides), allowed_bad)
 
 
@@ -258,6 +262,24 @@ def _problems(
     ]
 
 
+def _in_other_languages(read: Callable[..., list[Example]]) -> Callable[..., list[Example]]:
+    """The reader of MAWPS and ASDiv in `languages`, by a translator or word by word."""
+
+    def checked(
+        folder: Path,
+        languages: Sequence[str],
+        path: str = "mawps_asdiv/train.csv",
+        variants: int = 1,
+        asides: float = 0.0,
+        seed: int = 0,
+        allowed_bad: float = ALLOWED,
+    ) -> list[Example]:
+        _variants_checked(read.__name__, variants, asides)
+        return read(folder, languages, path, int(variants), float(asides), int(seed), allowed_bad)
+
+    return checked
+
+
 READERS: dict[str, Callable[..., list[Example]]] = {
     "aligned": _aligned,
     "tsv": _table(tsv=True),
@@ -273,6 +295,8 @@ READERS: dict[str, Callable[..., list[Example]]] = {
     "ntrex": _ntrex,
     "generator": _generator,
     "problems": _problems,
+    "code_mixed": _in_other_languages(abroad.code_mixed),
+    "translated": _in_other_languages(abroad.translations),
 }
 """Every `kind` of a data source."""
 
