@@ -120,8 +120,13 @@ def load_sources(recipe: Recipe, folder: Path) -> list[Source]:
     With `solutions = false` a source gives texts to retell only, whatever else it knows.
     Raises DataError when a source is unknown, missing, damaged, or lacks what the stage learns.
     """
+    from tqdm import tqdm
+
     loaded = []
-    for name, settings in recipe.data.items():
+    # Some sources are made, not read (dictionaries, translations): minutes, told on a terminal.
+    bar = tqdm(recipe.data.items(), unit="source", leave=False, disable=None, dynamic_ncols=True)
+    for name, settings in bar:
+        bar.set_description(f"data.{name}")
         options = dict(settings)
         weight = typed(float, options.pop("weight", 1.0), f"data.{name}.weight")
         solved = typed(bool, options.pop("solutions", True), f"data.{name}.solutions")
