@@ -132,6 +132,17 @@ def _location(spec: LLMSpec) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": folder}
 
 
+def load_llm_config(spec: LLMSpec) -> Any:
+    """The LLM's transformers configuration, without its weights. Raises CheckpointError when it cannot be read."""
+    from transformers import AutoConfig
+
+    location = _location(spec)
+    try:
+        return AutoConfig.from_pretrained(**location, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the LLM {spec.source!r} has no configuration that can be read: {error}") from error
+
+
 def load_hf_tokenizer(spec: LLMSpec) -> Any:
     """The LLM's tokenizer as transformers has it (a fast one). Raises CheckpointError when it cannot be read."""
     from transformers import AutoTokenizer

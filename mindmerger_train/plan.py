@@ -151,12 +151,10 @@ def encoder_on_meta(spec: EncoderSpec) -> nn.Module:
 
 def llm_on_meta(spec: LLMSpec) -> nn.Module:
     """The LLM without weights, in bfloat16. Of a folder it needs `config.json` only."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    if spec.source == llms.PACKAGE_SOURCE:
-        config = AutoConfig.from_pretrained(**llms._location(spec), local_files_only=True)
-    else:
-        config = _config(Path(spec.source), "LLM")
+    packaged = spec.source == llms.PACKAGE_SOURCE
+    config = llms.load_llm_config(spec) if packaged else _config(Path(spec.source), "LLM")
     attention = "eager" if best_device() == CPU else "sdpa"  # as load_llm chooses
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
