@@ -1,4 +1,4 @@
-"""The mean of checkpoints that were trained on from the same one: a model that often does better than each of them.
+"""The mean of checkpoints that were trained on from the same one: a model that can do better than each of them.
 
     python -m mindmerger_train.average runs/a runs/b models/mindmerger --out runs/mean
 
