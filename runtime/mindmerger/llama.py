@@ -30,10 +30,10 @@ from mindmerger.native_batch import NativeBatch, checked_ids, checked_rows
 from mindmerger.native_callbacks import silence, stop_when_set
 from mindmerger.sampling import Sampler, Sampling
 
-_BATCH = 512
+BATCH = 512  # positions that llama.cpp is given at once
 # Positions that llama.cpp computes at once on a CPU: its buffers are a quarter as large as with 512. Processor time of 512
 # positions on one core: 1.00 (512), 0.84 (256), 0.86 (128). The same for one sequence and several, for the same bits.
-_AT_ONCE = 128
+AT_ONCE = 128
 _MAX_SCORES = 96 * 2**20  # bytes
 ABORTED = 2  # status of llama_decode
 _backend_lock = threading.Lock()
@@ -53,7 +53,7 @@ def default_threads() -> int:
 
 def computed_at_once(gpu_layers: int) -> int:
     """Positions of what it is given that llama.cpp computes at once: few on a CPU, its own default on a GPU."""
-    return _BATCH if gpu_layers else _AT_ONCE
+    return BATCH if gpu_layers else AT_ONCE
 
 
 def backend(verbose: bool = False) -> ModuleType:
@@ -100,7 +100,7 @@ class LLM:
         *,
         context: int,
         threads: int | None = None,
-        batch: int = _BATCH,
+        batch: int = BATCH,
         gpu_layers: int = 0,
         verbose: bool = False,
     ) -> None:

@@ -13,11 +13,10 @@ from mindmerger.bundle import Bundle
 from mindmerger.errors import BundleError
 from mindmerger.gguf_file import read_gguf
 from mindmerger.i18n import _
+from mindmerger.llama import AT_ONCE, BATCH
 from mindmerger.manifest import EncoderInfo
 
 _MAPPED_ROLES = ("merger", "merger-data", "tokenizer", "llm")
-_BATCH = 128  # rows that llama.cpp computes at once, as mindmerger.llama asks for
-_GIVEN = 512  # and that it is given at once
 _FLOAT = 4
 _HALF = 2  # the KV cache is in float16
 # What of the graph's files ONNX Runtime packs anew into memory of its own: the weights that are no table.
@@ -145,11 +144,11 @@ class _Shape:
 
     def buffers(self, positions: int) -> int:
         """llama.cpp's scratch for a batch (a handful of rows of each kind at a time), its mask, one row of logits."""
-        batch = min(_BATCH, positions)
+        batch = min(AT_ONCE, positions)
         rows = batch * (6 * self.width + 3 * self.feed_forward) * _FLOAT
         mask = batch * positions * (_FLOAT + _HALF)
         # our own batch of rows in mindmerger.llama
-        given = min(_GIVEN, positions) * self.width * _FLOAT
+        given = min(BATCH, positions) * self.width * _FLOAT
         return rows + mask + self.vocabulary * _FLOAT + given
 
 
