@@ -46,13 +46,13 @@ def average(folders: Sequence[Path], out: Path) -> float | None:
     states = [checkpoint.merger.state_dict() for checkpoint in checkpoints]
     merger = copy.deepcopy(first.merger)
     merger.load_state_dict({key: torch.stack([state[key] for state in states]).mean(0) for key in states[0]})
-    out.mkdir(parents=True, exist_ok=True)
     llm, kept = first.llm, None
     paths = [path for checkpoint in checkpoints if (path := checkpoint.adapter_path()) is not None]
     if paths:
         config = load_llm_config(first.llm)
         pairs, kept = average_pairs([read_adapter(path, config) for path in paths])
         rank = next(iter(pairs.values())).a.shape[0]
+        out.mkdir(parents=True, exist_ok=True)
         write_adapter(out / ADAPTER, pairs, float(rank), config, f"{first.name} average")
         llm = replace(llm, adapter=ADAPTER, adapter_sha256=file_sha256(out / ADAPTER))
     training = {

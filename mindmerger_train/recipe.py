@@ -124,15 +124,15 @@ def load_sources(recipe: Recipe, folder: Path) -> list[Source]:
 
     loaded = []
     # Some sources are made, not read (dictionaries, translations): minutes, told on a terminal.
-    bar = tqdm(recipe.data.items(), unit="source", leave=False, disable=None, dynamic_ncols=True)
-    for name, settings in bar:
-        bar.set_description(f"data.{name}")
-        options = dict(settings)
-        weight = typed(float, options.pop("weight", 1.0), f"data.{name}.weight")
-        solved = typed(bool, options.pop("solutions", True), f"data.{name}.solutions")
-        examples = read_source(name, folder, options)
-        if not solved:
-            examples = [replace(example, response="") for example in examples]
-        check_fit(name, examples, recipe.stage, recipe.sources.retell > 0)
-        loaded.append(Source(name, examples, weight))
+    with tqdm(recipe.data.items(), unit="source", leave=False, disable=None, dynamic_ncols=True) as bar:
+        for name, settings in bar:
+            bar.set_description(f"data.{name}")
+            options = dict(settings)
+            weight = typed(float, options.pop("weight", 1.0), f"data.{name}.weight")
+            solved = typed(bool, options.pop("solutions", True), f"data.{name}.solutions")
+            examples = read_source(name, folder, options)
+            if not solved:
+                examples = [replace(example, response="") for example in examples]
+            check_fit(name, examples, recipe.stage, recipe.sources.retell > 0)
+            loaded.append(Source(name, examples, weight))
     return loaded

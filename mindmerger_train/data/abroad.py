@@ -9,11 +9,11 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mindmerger.errors import DataError
 from mindmerger_train.data import sources
-from mindmerger_train.data.languages import NAMES
 from mindmerger_train.data.lexicon import english_words, lexicon, mixed
 from mindmerger_train.data.problems import LANGUAGES
 from mindmerger_train.data.problems import generate as generate_problems
@@ -25,8 +25,8 @@ from mindmerger_train.data.translator import translated
 _STORIES, _NEWS = 4000, 160
 
 
-def _problems(path: Path, language: str, seed: int, variants: int, asides: float, allowed_bad: float) -> list[Example]:
-    """The problems as people write, other ones for each language."""
+def problems(path: Path, language: str, seed: int, variants: int, asides: float, allowed_bad: float) -> list[Example]:
+    """The English problems as people write them, other ones for each language that they are to be in."""
     own = seed + zlib.crc32(language.encode()) % 10_000
     return [
         Example("en", text := as_written(example.english), text, example.response, example.origin)
@@ -34,7 +34,7 @@ def _problems(path: Path, language: str, seed: int, variants: int, asides: float
     ]
 
 
-def parallel(folder: Path, language: str, seed: int = 1, allowed_bad: float = 0.01) -> list[tuple[str, str]]:
+def parallel(folder: Path, language: str, seed: int, allowed_bad: float) -> list[tuple[str, str]]:
     """(text in `language`, the same in English) of the sets that `folder` has in it, and of stories."""
     examples: list[Example] = []
     if (folder / "gsm8k" / f"{language}.jsonl").exists():
@@ -50,54 +50,29 @@ def parallel(folder: Path, language: str, seed: int = 1, allowed_bad: float = 0.
     return [(example.query, example.english) for example in examples]
 
 
-def code_mixed(
-    folder: Path,
-    languages: Sequence[str],
-    path: str = "mawps_asdiv/train.csv",
-    variants: int = 1,
-    asides: float = 0.0,
-    seed: int = 0,
-    allowed_bad: float = 0.01,
-) -> list[Example]:
-    """English problems with the words of `languages` in them, by dictionaries made of the folder's parallel texts.
+def code_mixed(folder: Path, language: str, english: Sequence[Example], seed: int, allowed_bad: float) -> list[Example]:
+    """`english` with words of `language` in them, by a dictionary made of the folder's parallel texts.
 
-    Raises DataError when there are no parallel texts in a language.
+    Raises DataError when there are no parallel texts in the language.
     """
-    examples = []
-    for language in languages:
-        if language == "en" or not (pairs := parallel(folder, language, seed, allowed_bad)):
-            known = ", ".join(sorted(set(NAMES.values()) - {"en"}))
-            raise DataError(f"no parallel texts in {language!r} for code_mixed; languages that sets may have: {known}")
-        problems = _problems(folder / path, language, seed, variants, asides, allowed_bad)
-        wanted = set().union(*(english_words(problem.english) for problem in problems))
-        words = lexicon(pairs, wanted, language)
-        generator = random.Random(f"{seed}/{language}")
-        examples += [
-            Example(
-                language, mixed(problem.english, words, generator), problem.english, problem.response, problem.origin
-            )
-            for problem in problems
-        ]
-    return examples
+    if language == "en" or not (pairs := parallel(folder, language, seed, allowed_bad)):
+        raise DataError(
+            f"no parallel texts in {language!r} for code_mixed: {folder} has none in gsm8k/, tatoeba/ or ntrex/, and there are "
+            "no stories in it"
+        )
+    wanted = set().union(*(english_words(problem.english) for problem in english))
+    words = lexicon(pairs, wanted, language)
+    generator = random.Random(f"{seed}/{language}")
+    return [replace(problem, language=language, query=mixed(problem.english, words, generator)) for problem in english]
 
 
 def translations(
-    folder: Path,
-    languages: Sequence[str],
-    path: str = "mawps_asdiv/train.csv",
-    variants: int = 1,
-    asides: float = 0.0,
-    seed: int = 0,
-    allowed_bad: float = 0.01,
+    folder: Path, language: str, english: Sequence[Example], seed: int, allowed_bad: float
 ) -> list[Example]:
-    """The problems in `languages`, translated by a program; those left out whose numbers did not come through."""
-    examples = []
-    for language in languages:
-        problems = _problems(folder / path, language, seed, variants, asides, allowed_bad)
-        texts = translated([problem.english for problem in problems], language)
-        examples += [
-            Example(language, text, problem.english, problem.response, problem.origin)
-            for problem, text in zip(problems, texts, strict=True)
-            if text is not None
-        ]
-    return examples
+    """`english` translated by a program; those left out whose numbers did not come through."""
+    texts = translated([problem.english for problem in english], language)
+    return [
+        replace(problem, language=language, query=text)
+        for problem, text in zip(english, texts, strict=True)
+        if text is not None
+    ]

@@ -262,10 +262,10 @@ def _problems(
     ]
 
 
-def _in_other_languages(read: Callable[..., list[Example]]) -> Callable[..., list[Example]]:
+def _in_other_languages(kind: str, make: Callable[..., list[Example]]) -> Callable[..., list[Example]]:
     """The reader of MAWPS and ASDiv in `languages`, by a translator or word by word."""
 
-    def checked(
+    def read(
         folder: Path,
         languages: Sequence[str],
         path: str = "mawps_asdiv/train.csv",
@@ -274,10 +274,14 @@ def _in_other_languages(read: Callable[..., list[Example]]) -> Callable[..., lis
         seed: int = 0,
         allowed_bad: float = ALLOWED,
     ) -> list[Example]:
-        _variants_checked(read.__name__, variants, asides)
-        return read(folder, languages, path, int(variants), float(asides), int(seed), allowed_bad)
+        _variants_checked(kind, variants, asides)
+        examples = []
+        for language in languages:
+            english = abroad.problems(folder / path, language, seed, variants, asides, allowed_bad)
+            examples += make(folder, language, english, seed, allowed_bad)
+        return examples
 
-    return checked
+    return read
 
 
 READERS: dict[str, Callable[..., list[Example]]] = {
@@ -295,8 +299,8 @@ READERS: dict[str, Callable[..., list[Example]]] = {
     "ntrex": _ntrex,
     "generator": _generator,
     "problems": _problems,
-    "code_mixed": _in_other_languages(abroad.code_mixed),
-    "translated": _in_other_languages(abroad.translations),
+    "code_mixed": _in_other_languages("code_mixed", abroad.code_mixed),
+    "translated": _in_other_languages("translated", abroad.translations),
 }
 """Every `kind` of a data source."""
 

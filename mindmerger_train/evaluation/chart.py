@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from html import escape
 
-from mindmerger_train.evaluation.results import AVERAGE, Results, Share
+from mindmerger_train.evaluation.results import AVERAGE, Results, Share, percent
 
 # Okabe & Ito's colours, which people with colour vision deficiencies tell apart.
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999")
@@ -25,7 +25,7 @@ def draw(results: Results) -> str:
     top = _TOP + (lines - 1) * _LEGEND_LINE
     height = top + _HEIGHT + 64
     full = max(1, math.ceil(5 * max(share.interval.high for arm in arms for share in arm.shares.values()))) / 5
-    summary = "; ".join(f"{arm.title} {100 * arm.shares[AVERAGE].value:.1f} %" for arm in arms)
+    summary = "; ".join(f"{arm.title} {percent(arm.shares[AVERAGE].value)} %" for arm in arms)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'role="img" aria-labelledby="title summary" font-family="system-ui, sans-serif" font-size="12" fill="#222">',
@@ -76,12 +76,12 @@ def _legend(results: Results, width: int) -> tuple[list[str], int]:
 def _axis(top: int, width: int, full: float) -> list[str]:
     """Lines every 20 %, up to the share `full`; closer where that would be one line."""
     parts = []
-    for percent in range(0, round(100 * full) + 1, 20 if full > 0.4 else 5):
-        y = top + _HEIGHT * (1 - percent / 100 / full)
+    for tick in range(0, round(100 * full) + 1, 20 if full > 0.4 else 5):
+        y = top + _HEIGHT * (1 - tick / 100 / full)
         parts.append(
-            f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y}" y2="{y}" stroke="{"#222" if percent == 0 else "#e2e2e2"}"/>'
+            f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y}" y2="{y}" stroke="{"#222" if tick == 0 else "#e2e2e2"}"/>'
         )
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end" fill="#666">{percent}</text>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end" fill="#666">{tick}</text>')
     return parts
 
 
@@ -91,7 +91,7 @@ def _bar(left: float, top: int, share: Share, full: float, colour: str, name: st
 
     middle, interval = left + (_BAR - 2) / 2, share.interval
     height = round(_HEIGHT * share.value / full, 1)
-    words = f"{name}: {100 * share.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}], n = {share.n}"
+    words = f"{name}: {percent(share.value)} % [{percent(interval.low)}, {percent(interval.high)}], n = {share.n}"
     ends = [f"M{middle - 3} {y(bound)}h6" for bound in (interval.low, interval.high)]
     return [
         f"<g><title>{escape(words)}</title>"

@@ -16,7 +16,7 @@ from typing import Any
 from mindmerger.errors import DataError
 from mindmerger_train.evaluation.chart import draw
 from mindmerger_train.evaluation.modes import ALONE
-from mindmerger_train.evaluation.results import AVERAGE, ArmResult, Results, Share
+from mindmerger_train.evaluation.results import AVERAGE, ArmResult, Results, Share, percent
 from mindmerger_train.evaluation.statistics import RESAMPLES, Comparison, Interval
 
 FORMAT_VERSION = "1.0"
@@ -61,7 +61,7 @@ def _differences(results: Results) -> str:
         cells = []
         for comparisons in (arm.against_alone, arm.against_first):
             cells += ["–", "–"] if comparisons is None else _compared(comparisons[AVERAGE])
-        lines.append(_row([arm.title, _percent(arm.shares[AVERAGE].value), *cells]))
+        lines.append(_row([arm.title, percent(arm.shares[AVERAGE].value), *cells]))
     return "\n".join(lines)
 
 
@@ -100,21 +100,17 @@ def _name(row: str) -> str:
     return f"**{row}**" if row == AVERAGE else row
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
 def _interval(interval: Interval, sign: str = "") -> str:
-    return f"[{100 * interval.low:{sign}.1f}, {100 * interval.high:{sign}.1f}]"
+    return f"[{percent(interval.low, sign)}, {percent(interval.high, sign)}]"
 
 
 def _share(share: Share) -> str:
-    return f"{_percent(share.value)} {_interval(share.interval)}"
+    return f"{percent(share.value)} {_interval(share.interval)}"
 
 
 def _difference(comparison: Comparison) -> str:
     interval = "" if comparison.interval is None else " " + _interval(comparison.interval, "+")
-    return f"{100 * comparison.difference:+.1f}{interval}"
+    return percent(comparison.difference, "+") + interval
 
 
 def _p(p: float) -> str:

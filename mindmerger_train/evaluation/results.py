@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
 
@@ -179,3 +180,12 @@ def _title(arm: ArmName, arms: Sequence[ArmName]) -> str:
     if shared or len({model for model, _ in arms}) == 1:
         return title
     return arm[0] if arm[1] == MERGE.name else f"{arm[0]}, {title}"
+
+
+def percent(share: float, sign: str = "") -> str:
+    """A share (or a difference of two) in per cent with one decimal, half rounded up.
+
+    Every table prints figures with it, so that 0.2845 is 28.5 in all of them, however its sum came out in floating point.
+    """
+    rounded = Decimal(str(round(100 * share, 6))).quantize(Decimal("0.1"), ROUND_HALF_UP)
+    return f"{rounded:{sign}}"

@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mindmerger_train.data.languages import NAMES
+from mindmerger_train.evaluation.results import percent
 
 Row = dict[str, str]
 
@@ -30,15 +31,15 @@ def read(folder: str) -> dict[str, dict[str, Row]]:
     return found
 
 
-def percent(row: Row) -> str:
+def share(row: Row) -> str:
     """`23.0 % [18.1, 28.1]`."""
-    return f"{100 * float(row['share']):.1f} % [{100 * float(row['low']):.1f}, {100 * float(row['high']):.1f}]"
+    return f"{percent(float(row['share']))} % [{percent(float(row['low']))}, {percent(float(row['high']))}]"
 
 
 def difference(row: Row) -> str:
     """`+10.5 (p < 0.001)`."""
     p = float(row["minus_alone_p"])
-    return f"{100 * float(row['minus_alone']):+.1f} ({'p < 0.001' if p < 0.001 else f'p = {p:.3f}'})"
+    return f"{percent(float(row['minus_alone']), '+')} ({'p < 0.001' if p < 0.001 else f'p = {p:.3f}'})"
 
 
 def main() -> None:
@@ -50,7 +51,7 @@ def main() -> None:
         alone = shares["alone"][code]
         sums = [f"{table[code]['right']} of {table[code]['questions']}" for table in (counts["merge"], counts["alone"])]
         name = "**average**" if code == "average" else names.get(code, code)
-        cells = [name, percent(row), percent(alone) if code == "average" else percent(alone).split(" [")[0]]
+        cells = [name, share(row), share(alone) if code == "average" else share(alone).split(" [")[0]]
         print("| " + " | ".join([*cells, difference(row), *sums]) + " |")
 
 

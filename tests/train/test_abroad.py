@@ -110,8 +110,9 @@ def test_code_mixed_problems(tmp_path):
     for language in ("en", "ka"):
         with pytest.raises(DataError, match=f"no parallel texts in '{language}'"):
             read_source("code_mixed", folder, {"languages": [language]})
-    with pytest.raises(DataError, match="asides a share"):
-        read_source("code_mixed", folder, {"languages": ["de"], "asides": 2})
+    for kind in ("code_mixed", "translated"):
+        with pytest.raises(DataError, match=f"{kind}: .* asides a share"):
+            read_source(kind, folder, {"languages": ["de"], "asides": 2})
 
 
 def apertium(folder: Path, script: str, monkeypatch) -> None:

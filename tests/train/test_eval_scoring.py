@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mindmerger.answer import final_answer
 from mindmerger.errors import DataError
 from mindmerger_train.data.benchmarks import Question
+from mindmerger_train.evaluation.results import percent
 from mindmerger_train.evaluation.scoring import is_number, last_number, score
 from mindmerger_train.evaluation.selection import halving, select
 from mindmerger_train.evaluation.statistics import (
@@ -214,3 +215,13 @@ def test_selection_is_balanced_and_spread():
     assert [q.language for q in select(questions({"es": 3, "sw": 2}), ["sw"])] == ["sw", "sw"]
     with pytest.raises(DataError, match="no questions in xx"):
         select(questions({"es": 3}), ["xx"])
+
+
+def test_one_rounding_in_every_table():
+    """The sum of ten languages and the file's six digits say the same: 28.5 (they said 28.5 and 28.4)."""
+    shares = [0.215, 0.27, 0.41, 0.295, 0.24, 0.275, 0.265, 0.325, 0.24, 0.31]
+    assert percent(sum(shares) / 10) == percent(0.2845) == percent(0.28450000000000003) == "28.5"
+    assert percent(0) == "0.0"
+    assert percent(1) == "100.0"
+    assert percent(0.1165, "+") == "+11.7"
+    assert percent(-0.1165, "+") == "-11.7"
