@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mindmerger.errors import InputError
+from mindmerger.errors import DataError, InputError
 from mindmerger_train.data.mixture import Source
 from mindmerger_train.data.readers import check_fit, read_source
 from mindmerger_train.encoders import PACKAGE_SOURCE
@@ -117,7 +117,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def load_sources(recipe: Recipe, folder: Path) -> list[Source]:
     """Read the recipe's sources; their paths are relative to `folder` (docs/data.md).
 
-    With `solutions = false` a source gives texts to retell only, whatever else it knows.
+    With `solutions = false` a source gives texts to retell only, whatever else it knows. With `steps` it gives those rows only
+    whose solutions have at most so many annotated steps.
     Raises DataError when a source is unknown, missing, damaged, or lacks what the stage learns.
     """
     from tqdm import tqdm
@@ -130,7 +131,12 @@ def load_sources(recipe: Recipe, folder: Path) -> list[Source]:
             options = dict(settings)
             weight = typed(float, options.pop("weight", 1.0), f"data.{name}.weight")
             solved = typed(bool, options.pop("solutions", True), f"data.{name}.solutions")
+            steps = typed(int, options.pop("steps", 0), f"data.{name}.steps")
             examples = read_source(name, folder, options)
+            if steps:
+                examples = [example for example in examples if example.response.count("<<") <= steps]
+                if not examples:
+                    raise DataError(f"data.{name}: no solution has at most {steps} annotated steps (<<1+2=3>>)")
             if not solved:
                 examples = [replace(example, response="") for example in examples]
             check_fit(name, examples, recipe.stage, recipe.sources.retell > 0)

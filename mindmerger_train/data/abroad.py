@@ -25,12 +25,14 @@ from mindmerger_train.data.translator import translated
 _STORIES, _NEWS = 4000, 160
 
 
-def problems(path: Path, language: str, seed: int, variants: int, asides: float, allowed_bad: float) -> list[Example]:
+def problems(
+    path: Path, language: str, seed: int, variants: int, asides: float, near: float, allowed_bad: float
+) -> list[Example]:
     """The English problems as people write them, other ones for each language that they are to be in."""
     own = seed + zlib.crc32(language.encode()) % 10_000
     return [
         Example("en", text := as_written(example.english), text, example.response, example.origin)
-        for example in sources.mawps_asdiv(path, own, variants, asides, allowed_bad)
+        for example in sources.mawps_asdiv(path, own, variants, asides, near, allowed_bad)
     ]
 
 

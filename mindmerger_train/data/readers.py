@@ -196,9 +196,11 @@ def _gsm8k(folder: Path, languages: Sequence[str], path: str = "gsm8k", allowed_
     return sources.gsm8k(folder / path, languages, allowed_bad)
 
 
-def _variants_checked(kind: str, variants: int, asides: float) -> None:
-    if variants < 0 or not 0 <= asides <= 1:
-        raise DataError(f"{kind}: variants must be at least 0 and asides a share, not {variants} and {asides}")
+def _variants_checked(kind: str, variants: int, asides: float, near: float) -> None:
+    if variants < 0 or not 0 <= asides <= 1 or not 0 <= near <= 1:
+        raise DataError(
+            f"{kind}: variants must be at least 0, asides and near shares from 0 to 1, not {variants}, {asides} and {near}"
+        )
 
 
 def _mawps_asdiv(
@@ -206,12 +208,16 @@ def _mawps_asdiv(
     path: str = "mawps_asdiv/train.csv",
     variants: int = 0,
     asides: float = 0.0,
+    near: float = 0.0,
     seed: int = 0,
     allowed_bad: float = ALLOWED,
 ) -> list[Example]:
-    """`variants` of each problem besides itself, with other numbers, a share `asides` of them with one that is not wanted."""
-    _variants_checked("mawps_asdiv", variants, asides)
-    return sources.mawps_asdiv(folder / path, int(seed), int(variants), float(asides), allowed_bad)
+    """`variants` of each problem besides itself, with other numbers, a share `asides` of them with one that is not wanted.
+
+    A share `near` of these tells of what the story counts (asides.py).
+    """
+    _variants_checked("mawps_asdiv", variants, asides, near)
+    return sources.mawps_asdiv(folder / path, int(seed), int(variants), float(asides), float(near), allowed_bad)
 
 
 def _tatoeba(
@@ -271,13 +277,14 @@ def _in_other_languages(kind: str, make: Callable[..., list[Example]]) -> Callab
         path: str = "mawps_asdiv/train.csv",
         variants: int = 1,
         asides: float = 0.0,
+        near: float = 0.0,
         seed: int = 0,
         allowed_bad: float = ALLOWED,
     ) -> list[Example]:
-        _variants_checked(kind, variants, asides)
+        _variants_checked(kind, variants, asides, near)
         examples = []
         for language in languages:
-            english = abroad.problems(folder / path, language, seed, variants, asides, allowed_bad)
+            english = abroad.problems(folder / path, language, seed, variants, asides, near, allowed_bad)
             examples += make(folder, language, english, seed, allowed_bad)
         return examples
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mindmerger.errors import DataError
 from mindmerger_train.data.annotations import number_text
+from mindmerger_train.data.asides import surroundings, with_aside
 from mindmerger_train.data.rows import (
     ALLOWED,
     BadRow,
@@ -28,7 +29,7 @@ from mindmerger_train.data.rows import (
     text_of,
 )
 from mindmerger_train.data.tidy import as_written
-from mindmerger_train.data.variants import Problem, renumbered, standing_alone, with_aside, worked
+from mindmerger_train.data.variants import Problem, renumbered, worked
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,18 @@ def gsm8k(folder: Path, languages: Sequence[str], allowed_bad: float = ALLOWED) 
 
 
 def mawps_asdiv(
-    path: Path, seed: int = 0, variants: int = 0, asides: float = 0.0, allowed_bad: float = ALLOWED
+    path: Path,
+    seed: int = 0,
+    variants: int = 0,
+    asides: float = 0.0,
+    near: float = 0.0,
+    allowed_bad: float = ALLOWED,
 ) -> list[Example]:
     """MAWPS and ASDiv-A word problems with solutions worked out from their equations.
 
-    Each is followed by `variants` of it with other numbers; a share `asides` of the variants tells something that is not wanted
-    (variants.py). Half of the questions stand as the set has them, many in lower case and with spaced punctuation, half as
-    people write (tidy.py), so that the LLM reads both.
+    Each is followed by `variants` of it with other numbers; a share `asides` of the variants tells something that is not
+    wanted, a share `near` of these about what the story counts (asides.py). Half of the questions stand as the set has them,
+    many in lower case and with spaced punctuation, half as people write (tidy.py), so that the LLM reads both.
     """
     bad = BadRows(str(path), allowed_bad)
     generator = random.Random(seed)
@@ -110,13 +116,13 @@ def mawps_asdiv(
         problems.append(problem)
         bad.good += 1
     bad.close()
-    sentences = standing_alone(problems) if variants else []
+    around = surroundings(problems) if variants else None
     examples = []
     for problem in problems:
         for index in range(variants + 1):
             variant = renumbered(problem, generator) if index else problem
-            if index and generator.random() < asides:
-                variant = with_aside(variant, sentences, generator)
+            if index and around and generator.random() < asides:
+                variant = with_aside(variant, around, generator, near)
             question = variant.text() if generator.random() < 0.5 else as_written(variant.text())
             examples.append(Example("en", question, question, worked(variant), origin=problem.question))
     return examples

@@ -1,8 +1,8 @@
-"""Word problems once more: with other numbers, and with something that does not matter.
+"""Word problems once more, with other numbers.
 
 A set of 3,000 problems is soon known by heart, numbers and all. Here a problem with its equation becomes many: numbers are
-drawn anew such that the story still holds (nothing negative or broken where it was not, what was more is more), and before or
-inside it a sentence may stand whose number is not wanted, as in life. What this module does not know: files.
+drawn anew such that the story still holds (nothing negative or broken where it was not, what was more is more). What this
+module does not know: files, and what else a story may tell (asides.py).
 """
 
 from __future__ import annotations
@@ -20,34 +20,8 @@ from mindmerger_train.data.annotations import annotated, number_text
 TRIES = 200
 # Numbers that often stand for something else than a count: one (a singular), a hundred (per cent), and fractions.
 _FIXED = (Decimal(0), Decimal(1), Decimal(100))
-_NUMBER = re.compile(r"number(\d+)")
-_SENTENCE_END = re.compile(r"(?<=[.!]) +")
-# Sentences that lean on one before them, or that a question might lean on.
-_LEANS = re.compile(
-    r"^(?:he|she|it|they|his|her|their|its|this|these|those|if|then|so|after|but|and|later|there|each|every|the rest)\b"
-    r"|\b(?:each|every|total|altogether|rest|remaining|half|twice|times|more|fewer|less)\b",
-    re.IGNORECASE,
-)
-# Words that begin a sentence and are no name.
-_NO_NAME = re.compile(
-    r"(?:an?|the|there|if|at|in|on|for|after|before|when|while|each|every|his|her|their|s?he|it|they|th(?:is|at|ese|ose)|some"
-    r"|one|two|three|my|our|your?|of|to|from|during|last|yesterday|today|tomorrow|m[rs]s?|dr|how|what|all|both|most|students"
-    r"|workers|people|children|boys|girls|\w+day|with|by|then)",
-    re.IGNORECASE,
-)
-# About the person whom the story names first; nothing that a story counts.
-_ASIDES = (
-    "{name} is {small} years old .",
-    "{name} has {small} cousins .",
-    "{name} lives in house number {large} .",
-    "The bus ride there took {name} {large} minutes .",
-    "{name} had been waiting for this for {small} weeks .",
-    "{name} lives {small} kilometers away .",
-    "Last night {name} slept for {small} hours .",
-    "{name} read {large} pages before breakfast .",
-    "There were {large} other people around .",
-    "{name} has known the others for {small} years .",
-)
+NUMBER = re.compile(r"number(\d+)")
+"""A number in a problem's text, by its place among the problem's numbers."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +34,7 @@ class Problem:
 
     def text(self) -> str:
         """The question with its numbers written out."""
-        return _NUMBER.sub(lambda match: number_text(self.numbers[int(match[1])]), self.question)
+        return NUMBER.sub(lambda match: number_text(self.numbers[int(match[1])]), self.question)
 
 
 @dataclass(frozen=True)
@@ -166,35 +140,3 @@ def renumbered(problem: Problem, generator: random.Random) -> Problem:
         if _holds(problem.numbers, new, problem.equation):
             return Problem(problem.question, tuple(new), problem.equation)
     return problem
-
-
-def standing_alone(problems: Sequence[Problem]) -> list[str]:
-    """Sentences of the problems' stories that stand on their own and tell one number, `number0` in each."""
-    found = []
-    for problem in problems:
-        for sentence in _SENTENCE_END.split(problem.question)[:-1]:
-            first = sentence.split(" ", 1)[0]
-            if len(_NUMBER.findall(sentence)) == 1 and first[:1].isupper() and not _LEANS.search(sentence):
-                found.append(_NUMBER.sub("number0", sentence))
-    return found
-
-
-def with_aside(problem: Problem, sentences: Sequence[str], generator: random.Random) -> Problem:
-    """The problem with a sentence more whose number is not wanted: of another story, in front, or about its own person.
-
-    `sentences` are those of `standing_alone`.
-    """
-    extra = len(problem.numbers)
-    parts = _SENTENCE_END.split(problem.question)
-    name = problem.question.split(" ", 1)[0]
-    if name.isalpha() and name.istitle() and not _NO_NAME.fullmatch(name) and generator.random() < 0.6:
-        aside = generator.choice(_ASIDES)
-        number = Decimal(generator.randint(3, 15) if "{small}" in aside else generator.randint(10, 80))
-        sentence = aside.format(name=name, small=f"number{extra}", large=f"number{extra}")
-        parts.insert(generator.choice((0, len(parts) - 1)) if len(parts) > 1 else 0, sentence)
-    elif sentences:
-        number = Decimal(generator.randint(2, 90))
-        parts.insert(0, generator.choice(sentences).replace("number0", f"number{extra}"))
-    else:
-        return problem
-    return Problem(" ".join(parts), (*problem.numbers, number), problem.equation)

@@ -111,7 +111,7 @@ def test_code_mixed_problems(tmp_path):
         with pytest.raises(DataError, match=f"no parallel texts in '{language}'"):
             read_source("code_mixed", folder, {"languages": [language]})
     for kind in ("code_mixed", "translated"):
-        with pytest.raises(DataError, match=f"{kind}: .* asides a share"):
+        with pytest.raises(DataError, match=f"{kind}: .* shares from 0 to 1"):
             read_source(kind, folder, {"languages": ["de"], "asides": 2})
 
 

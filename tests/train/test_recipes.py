@@ -191,3 +191,17 @@ def test_the_command_says_what_is_wrong(tmp_path):
     assert result.stderr.strip().splitlines()[-1].startswith("mm-train: the data file")
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_sources_of_few_steps(tmp_path):
+    (tmp_path / "mawps_asdiv").mkdir()
+    (tmp_path / "mawps_asdiv" / "train.csv").write_text(
+        "Question,Numbers,Equation\nTake number0 and number1 .,3 4,+ number0 number1\n"
+        "Take number0 of number1 and number2 .,3 4 5,- + number0 number1 number2\n"
+    )
+    recipe = load_recipe(FOLDER / "nano" / "1-reason.toml", ["data={mawps_asdiv = {steps = 1}}"])
+    (source,) = load_sources(recipe, tmp_path)
+    assert [example.response for example in source.examples] == ["3 + 4 = <<3+4=7>>7\n#### 7"]
+    recipe = load_recipe(FOLDER / "nano" / "1-reason.toml", ["data={mawps_asdiv = {steps = -1}}"])
+    with pytest.raises(DataError, match="no solution has at most -1 annotated steps"):
+        load_sources(recipe, tmp_path)

@@ -1,4 +1,4 @@
-"""Variants of word problems: other numbers under which the story holds, and sentences that do not matter."""
+"""Variants of word problems: other numbers under which the story holds."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from mindmerger_train.data.variants import (
     Problem,
     renumbered,
     solve,
-    standing_alone,
-    with_aside,
     worked,
 )
 
@@ -77,27 +75,6 @@ def test_most_draws_change_the_numbers():
 def test_numbers_that_cannot_be_others_stay():
     half = problem("* number0 number1", "0.5", "1")
     assert renumbered(half, random.Random(0)) == half
-
-
-@given(st.integers(0, 10_000))
-def test_an_aside_changes_the_text_and_not_the_solution(seed):
-    generator = random.Random(seed)
-    sentences = standing_alone([problem("number0", "3"), GIVE])
-    assert sentences == ["Ben had number0 pens ."]
-    for origin in (SHARE, GIVE):
-        told = with_aside(origin, sentences, generator)
-        assert worked(told) == worked(origin)
-        assert len(told.numbers) == len(origin.numbers) + 1
-        assert told.text() != origin.text() and "{" not in told.text()
-        assert told.question.endswith(origin.question.split(" . ")[-1])
-        # What the story tells, it tells in the same order.
-        kept = [part for part in re.split(r"(?<=\.) ", told.question) if part in origin.question]
-        assert " ".join(kept) == origin.question
-
-
-def test_sentences_that_lean_on_others_are_left_out():
-    for lean in ("She ate number0 .", "Each box holds number0 .", "Tom has number0 and number1 .", "tom has number0 ."):
-        assert standing_alone([Problem(f"{lean} A .", (Decimal(2), Decimal(3)), "number0")]) == []
 
 
 def test_a_step_goes_on_with_what_is_written():
