@@ -59,8 +59,8 @@ def code_mixed(folder: Path, language: str, english: Sequence[Example], seed: in
     """
     if language == "en" or not (pairs := parallel(folder, language, seed, allowed_bad)):
         raise DataError(
-            f"no parallel texts in {language!r} for code_mixed: {folder} has none in gsm8k/, tatoeba/ or ntrex/, and there are "
-            "no stories in it"
+            f"no parallel texts in {language!r} for code_mixed: {folder} has none in gsm8k/, tatoeba/ or ntrex/, and "
+            "no stories are told both in it and in English"
         )
     wanted = set().union(*(english_words(problem.english) for problem in english))
     words = lexicon(pairs, wanted, language)

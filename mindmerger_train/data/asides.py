@@ -2,8 +2,8 @@
 
 Far ones are about something else (another story's sentence, the person's age). Near ones are about what the story counts and
 the question does not ask for: other things of the same person, the same things of another person, things of another kind.
-Patel et al. (2021, "Are NLP Models really able to Solve Simple Math Word Problems?") found that models which have learned from
-MAWPS and ASDiv use every number that they see. What this module does not know: files.
+Patel et al. (2021, "Are NLP Models really able to Solve Simple Math Word Problems?") found that models trained on MAWPS and
+ASDiv go by shallow signs and fail where, among other changes, such a number is added. What this module does not know: files.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def surroundings(problems: Sequence[Problem]) -> Surroundings:
     names: Counter[str] = Counter()
     kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for problem in problems:
-        names.update(filter(None, [_name(problem.question)]))
+        if name := _name(problem.question):
+            names[name] += 1
         for kind, noun in _COUNTED.findall(problem.question):
             if kind == "":
                 counted[noun] += 1
