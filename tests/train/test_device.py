@@ -156,7 +156,9 @@ def test_a_checkpoint_answers_on_another_device(tmp_path, monkeypatch, method):
     for mode in (MERGE, ENCODER_ONLY, GATE_OFF) if gate is not None else (MERGE,):
         near = answers(folder, dict(mode.options))
         assert in_a_process(far_answers, folder, dict(mode.options)) == near
-        assert all(tokens and error is None for *_, tokens, error in near)
+        assert all(error is None for *_, error in near)
+        # a random LLM, of a tokenizer that is never trained alike twice, may end an answer at once, but not all
+        assert any(tokens for *_, tokens, _ in near)
 
 
 def test_the_far_device_is_one():
