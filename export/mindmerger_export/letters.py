@@ -63,7 +63,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     }.items()
     for code in codes.split()
 }
-_LARGE = ("LATIN", "CYRILLIC")
+LARGE = ("LATIN", "CYRILLIC")
 _OTHER = re.compile(r"[\W\d_]+")
 
 Levels = dict[str, int]
@@ -123,7 +123,7 @@ def needed(pieces: Sequence[tuple[str, float]], languages: Sequence[str]) -> npt
     found = np.full(len(pieces), -np.inf, dtype=np.float32)
     # A mark that stands alone (a vowel sign, a tone) has no letter, and belongs to its script all the same.
     found[[not kinds or kinds <= whole for kinds in scripts]] = np.inf
-    large = np.flatnonzero([bool(kinds) and kinds <= set(_LARGE) for kinds in scripts])
+    large = np.flatnonzero([bool(kinds) and kinds <= set(LARGE) for kinds in scripts])
     tabled = [code for code in dict.fromkeys(languages) if code in table()]
     for code in tabled:
         levels = _with_twos(table()[code])

@@ -76,21 +76,24 @@ def _pruned(request: Request, source: Path, rows: int, talk: Talk) -> Pruned | N
     talk("choosing the pieces of the encoder's vocabulary")
     sentences = _sentences(languages)
     if request.prune_texts:
-        texts = [*read_texts(texts_of(request.prune_texts, languages)), *sentences]
+        texts = read_texts(texts_of(request.prune_texts, languages))
+        for code, sentence in sentences.items():
+            texts[code] = [*texts.get(code, ()), sentence]
         pruned, of = prune(source, texts, rows, request.max_pieces), "the text's tokens"
     else:
         pruned, of = (
-            prune(source, sentences, rows, request.max_pieces, languages),
+            prune(source, {code: [text] for code, text in sentences.items()}, rows, request.max_pieces, languages),
             "the tokens of a sentence in each language",
         )
     kept = pruned.report
-    talk(f"vocabulary: {kept['pieces']} of {kept['of']} pieces, {100 * kept['token_coverage']:.2f} % of {of}")
+    least = "".join(f"; least of {name}, {100 * share:.2f} %" for name, share in [*kept["least_covered"].items()][:1])
+    talk(f"vocabulary: {kept['pieces']} of {kept['of']} pieces, {100 * kept['token_coverage']:.2f} % of {of}{least}")
     return pruned
 
 
-def _sentences(languages: Sequence[str]) -> list[str]:
+def _sentences(languages: Sequence[str]) -> dict[str, str]:
     """What parity is measured on keeps its pieces: every language's sentence, or those of the languages that were chosen."""
-    return [text for code, text in SENTENCES.items() if not languages or code in languages]
+    return {code: text for code, text in SENTENCES.items() if not languages or code in languages}
 
 
 def texts_of(paths: Sequence[Path], languages: Sequence[str]) -> list[Path]:

@@ -51,7 +51,7 @@ def texts(data: Path, code: str, half: bool) -> tuple[list[str], list[str]]:
 
 def made(data: Path, codes: list[str], half: bool) -> dict[str, letters.Levels]:
     return {
-        code: levels(texts(data, code, half)[0]) for code in codes if set(letters.SCRIPTS[code]) <= set(letters._LARGE)
+        code: levels(texts(data, code, half)[0]) for code in codes if set(letters.SCRIPTS[code]) <= set(letters.LARGE)
     }
 
 
@@ -95,11 +95,11 @@ def main() -> None:
         return 100 * float(np.isin(ids, keep).mean())
 
     together = options.together.split(",")
-    kept = prune(path, [], rows, languages=together)
+    kept = prune(path, {}, rows, languages=together)
     print(f"together {options.together}: {len(kept.keep)} of {rows} pieces;", end=" ")
     print(", ".join(f"{code} {coverage(kept.keep, code):.1f}" for code in together), flush=True)
     for code in codes:
-        kept = prune(path, [], rows, languages=(code,))
+        kept = prune(path, {}, rows, languages=(code,))
         print(f"{code}: {len(kept.keep)} pieces, {coverage(kept.keep, code):.1f} %", flush=True)
 
 
