@@ -78,7 +78,7 @@ meets the bounds, 130 interrupted, 143 terminated.""",
     "--max-pieces",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Keep at most N pieces: single characters, then the most frequent ones.",
+    help="Keep at most N pieces: single characters, small scripts (Thai, Bengali), then the most frequent ones.",
 )
 @click.option(
     "--whole-vocabulary", is_flag=True, help="With --languages: keep every piece of the encoder's vocabulary."

@@ -283,7 +283,8 @@ def _remap(document: dict[str, Any], keep: Ids) -> dict[str, Any]:
     """The tokenizer's document with only the kept pieces and their new ids everywhere."""
     new = {int(old): index for index, old in enumerate(keep)}
     model = dict(document["model"])
-    model["vocab"] = [model["vocab"][old] for old in keep]
+    # Scores are float32, written with the digits that tell them apart: a quarter of the file less.
+    model["vocab"] = [[piece, float(str(np.float32(score)))] for piece, score in (model["vocab"][old] for old in keep)]
     if model.get("unk_id") is not None:
         model["unk_id"] = new[model["unk_id"]]
     result = {**document, "model": model, "truncation": None}
