@@ -113,9 +113,9 @@ def prune(
     pieces: list[tuple[str, float]] = model["vocab"]
     lines = list(dict.fromkeys(text for group in texts.values() for text in group))
     before = dict(zip(lines, (ids.astype(np.int32) for ids in _encode(original, lines)), strict=True))
-    counts = {
-        name: _count(len(pieces), (before[text] for text in dict.fromkeys(group))) for name, group in texts.items()
-    }
+    counts = np.zeros(len(pieces), dtype=np.int64)
+    for ids in before.values():
+        np.add.at(counts, ids, 1)
     ranks = letters.needed(pieces, languages) if languages else None
     characters = _characters(original, lines)
     must = _must_keep(document, pieces, characters)
@@ -125,37 +125,39 @@ def prune(
         raise InputError(
             f"--max-pieces must be at least {must.sum()}: so many are special tokens or characters in the texts"
         )
-    total = _count(len(pieces), before.values())
-    whole = _small_scripts(pieces, total) if ranks is None else np.zeros(len(pieces), dtype=bool)
-    chosen = _choose(pieces, total, must, whole, scripts, max_pieces, ranks)
+    whole = _small_scripts(pieces, counts) if ranks is None else np.zeros(len(pieces), dtype=bool)
+    chosen = _choose(pieces, counts, must, whole, scripts, max_pieces, ranks)
     keep = np.flatnonzero(chosen)
     if keep[-1] >= rows:
         raise CheckpointError(f"the encoder's table has {rows} rows and its tokenizer uses piece {keep[-1]}")
     text = json.dumps(_remap(document, keep), ensure_ascii=False, separators=(",", ":"))
     same = _check(_plain(Tokenizer.from_str(text)), before, keep, chosen)
-    by_rule = chosen if ranks is None else _choose(pieces, 0 * total, must, whole, scripts, max_pieces, ranks)
-    covered = {
-        name: float(count[by_rule].sum() / count.sum()) for name, count in counts.items() if count.sum() >= ENOUGH
-    }
+    by_rule = (
+        chosen if ranks is None else _choose(pieces, np.zeros_like(counts), must, whole, scripts, max_pieces, ranks)
+    )
     report = {
         "chosen_by": "text" if ranks is None else "letters",
         "pieces": len(keep),
         "of": rows,
-        "used_by_texts": int((total > 0).sum()),
-        "token_coverage": round(float(total[by_rule].sum() / max(1, total.sum())), 6),
-        "least_covered": {name: round(covered[name], 6) for name in sorted(covered, key=covered.__getitem__)[:5]},
+        "used_by_texts": int((counts > 0).sum()),
+        "token_coverage": round(float(counts[by_rule].sum() / max(1, counts.sum())), 6),
+        "least_covered": _least_covered(texts, before, by_rule),
         "texts": len(lines),
         "texts_with_same_segmentation": same,
     }
     return Pruned(keep, text, report)
 
 
-def _count(size: int, tokens: Iterable[npt.NDArray[np.int32]]) -> Ids:
-    """How often each of `size` pieces occurs."""
-    counts = np.zeros(size, dtype=np.int64)
-    for ids in tokens:
-        np.add.at(counts, ids, 1)
-    return counts
+def _least_covered(
+    texts: Mapping[str, Sequence[str]], before: Mapping[str, npt.NDArray[np.int32]], kept: npt.NDArray[np.bool_]
+) -> dict[str, float]:
+    """What share of its tokens is kept, of the five languages of which it is least."""
+    covered = {}
+    for name, group in texts.items():
+        ids = [before[text] for text in dict.fromkeys(group)]
+        if sum(map(len, ids)) >= ENOUGH:
+            covered[name] = round(float(kept[np.concatenate(ids)].mean()), 6)
+    return dict(sorted(covered.items(), key=lambda found: found[1])[:5])
 
 
 def _small_scripts(pieces: list[tuple[str, float]], counts: Ids) -> npt.NDArray[np.bool_]:

@@ -38,7 +38,7 @@ def write_questions(source: str, folder: Path, count: int, seed: int, languages:
     written = []
     for code, found in drawn:
         target = folder / f"{code}.txt"
-        part = folder / f".{code}.txt.part"
+        part = target.with_name(target.name + ".part")
         part.write_text("".join(f"{problem.query}\n" for problem in found), encoding="utf-8")
         written.append(part.replace(target))
     return written
