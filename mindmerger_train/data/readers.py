@@ -66,7 +66,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "languages": (list | tuple, "a list of languages"),
     "columns": (dict, "a table"),
     **dict.fromkeys(("allowed_bad", "extras"), (int | float, "a number")),
-    "english_only": (bool, "true or false"),
+    **dict.fromkeys(("english_only", "crowded"), (bool, "true or false")),
 }
 
 
@@ -259,12 +259,15 @@ def _problems(
     seed: int = 1,
     max_value: int = 5000,
     extras: float | None = None,
+    crowded: bool = False,
 ) -> list[Example]:
     """Word problems from stories; the English text says the same, and the worked solution is English."""
     return [
         Example(language, problem.query, problem.english, problem.response)
         for language in languages
-        for problem in generate_problems(language, int(count), int(seed), max_value=int(max_value), extras=extras)
+        for problem in generate_problems(
+            language, int(count), int(seed), max_value=int(max_value), extras=extras, crowded=crowded
+        )
     ]
 
 

@@ -25,6 +25,8 @@ from mindmerger_train.data.readers import read_source
 
 STORIES = stories(english.FOLDER)
 WORLD = stories(phrases.STORIES)
+CROWDED = stories(english.CROWDED)
+CROWDED_WORLD = stories(phrases.CROWDED)
 OTHERS = [language for language in LANGUAGES if language != "en"]
 _STEP = re.compile(r"([^\n]*)<<([^<>=]+)=([^<>]+)>>([^\s,]+)")
 _WORDS = {number_word(value): value for value in range(1, 21)}
@@ -68,12 +70,14 @@ def test_solutions_follow_from_the_question(seed: int) -> None:
     check(make(random.Random(seed)))
 
 
-@pytest.mark.parametrize("story", [story.name for story in STORIES])
-def test_each_story(story: str) -> None:
+@pytest.mark.parametrize(
+    ("story", "crowded"), [*((one.name, False) for one in STORIES), *((one.name, True) for one in CROWDED)]
+)
+def test_each_story(story: str, crowded: bool) -> None:
     rng = random.Random(f"test:{story}")
     seen = set()
     for _ in range(40):
-        problem = make(rng, story=story)
+        problem = make(rng, story=story, crowded=crowded)
         check(problem)
         seen.add(problem.query)
         assert not re.search(r"[{}\[\]<>|_]|\s\s|^\s|\s$|\s[.,?]|[.,?][.,?]|\b[Aa] [aeio]\w", problem.query), (
@@ -88,9 +92,16 @@ def test_each_story(story: str) -> None:
     assert len(seen) == 40
 
 
-@pytest.mark.parametrize("story", [*STORIES, *WORLD], ids=lambda story: story.name)
-def test_every_question_of_a_story_can_be_put_and_every_step_has_a_name(story: Story) -> None:
-    folder = english.FOLDER if story in STORIES else phrases.STORIES
+@pytest.mark.parametrize(
+    ("folder", "story"),
+    [
+        (folder, story)
+        for folder in (english.FOLDER, phrases.STORIES, english.CROWDED, phrases.CROWDED)
+        for story in stories(folder)
+    ],
+    ids=lambda value: value.name,
+)
+def test_every_question_of_a_story_can_be_put_and_every_step_has_a_name(folder: Path, story: Story) -> None:
     choices, weights = variants(folder, stories(folder).index(story))
     assert {ask for ask, _ in choices} == set(story.ask)
     assert min(weights) > 0
@@ -240,6 +251,30 @@ def test_extras_tell_more_than_is_needed(language):
         assert few == 0
     with pytest.raises(DataError, match="extras is"):
         generate(language, 1, seed=0, extras=1.5)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_crowded_stories_tell_more_than_is_needed_in_every_language(language: str) -> None:
+    made = list(generate(language, 200, seed=5, extras=1.0, crowded=True))
+    for problem in made:
+        check(problem)
+    assert sum(problem.strange > 0 for problem in made) > 150
+    assert sum(problem.strange > 1 for problem in made) > 60
+    assert {problem.story for problem in made} == {
+        story.name for story in (CROWDED if language == "en" else CROWDED_WORLD)
+    }
+
+
+def test_in_crowded_stories_the_place_of_a_number_does_not_tell_whether_it_is_needed() -> None:
+    pairs: Counter[tuple[int, ...]] = Counter()
+    for problem in generate("en", 3000, seed=6, extras=1.0, crowded=True):
+        told = [run.rstrip(",").replace(",", "") for run in _NUMBER.findall(problem.query)]
+        if problem.steps == 1 and len(told) == len(set(told)) == 4:
+            operands = re.findall(r"\d+", _STEP.findall(problem.response)[0][1])
+            pairs[tuple(sorted(told.index(run) for run in operands if run in told))] += 1
+    four = {pair: number for pair, number in pairs.items() if len(pair) == 2}
+    assert len(four) == 6
+    assert max(four.values()) < 0.5 * sum(four.values())
 
 
 def test_max_value_keeps_counts_small() -> None:

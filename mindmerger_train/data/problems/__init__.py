@@ -46,25 +46,34 @@ def kinds() -> list[str]:
 
 
 def make(
-    rng: random.Random, *, language: str = "en", max_value: int = 5000, story: str = "", extras: float | None = None
+    rng: random.Random,
+    *,
+    language: str = "en",
+    max_value: int = 5000,
+    story: str = "",
+    extras: float | None = None,
+    crowded: bool = False,
 ) -> Problem:
     """One problem, of the story of that name where one is given. Raises DataError for an unknown language."""
-    folder = english.FOLDER if language == "en" else phrases.STORIES
+    if language == "en":
+        folder = english.CROWDED if crowded else english.FOLDER
+    else:
+        folder = phrases.CROWDED if crowded else phrases.STORIES
     every = stories(folder)
     if story:
         index = [one.name for one in every].index(story)
     else:
         index = rng.choices(range(len(every)), [one.weight for one in every])[0]
     if language == "en":
-        chosen = plan(folder, index, rng, max_value, EXTRA if extras is None else extras)
+        chosen = plan(folder, index, rng, max_value, EXTRA if extras is None else extras, crowded)
         who = make_cast(chosen, rng)
         query, strange = english.question(chosen, who, rng, DISTRACTORS if chosen.extra == 0 else 0.05)
         twin = query
     else:
         rate = _EXTRA_TOLD if extras is None else extras
-        chosen = plan(folder, index, rng, min(max_value, 1000), rate)
+        chosen = plan(folder, index, rng, min(max_value, 1000), rate, crowded)
         while not phrases.sayable(chosen, language):
-            chosen = plan(folder, index, rng, min(max_value, 1000), rate)
+            chosen = plan(folder, index, rng, min(max_value, 1000), rate, crowded)
         query, twin, who = phrases.tell(chosen, language, rng)
         strange = 0
     response = english.solution(chosen, who, rng)
@@ -75,7 +84,13 @@ def make(
 
 
 def generate(
-    language: str, count: int, seed: int, *, max_value: int = 5000, extras: float | None = None
+    language: str,
+    count: int,
+    seed: int,
+    *,
+    max_value: int = 5000,
+    extras: float | None = None,
+    crowded: bool = False,
 ) -> Iterator[Problem]:
     """Yield `count` problems in `language`; the same arguments give the same problems.
 
@@ -85,6 +100,7 @@ def generate(
         seed: any whole number; languages with the same seed do not draw the same problems.
         max_value: about the greatest count in a story (at least 20); never above 1000 in other languages than English.
         extras: the share (0 to 1) of problems that may tell more of their own story than the answer needs.
+        crowded: other stories, of two or three kinds, people or places, each with numbers of its own.
 
     Raises:
         DataError: for an unknown language, a negative count, a `max_value` under 20 or `extras` that is no share, before the
@@ -98,4 +114,4 @@ def generate(
     if extras is not None and not 0 <= extras <= 1:
         raise DataError(f"extras is {extras}; use a share, 0 to 1")
     rng = random.Random(f"problems:{language}:{seed}")
-    return (make(rng, language=language, max_value=max_value, extras=extras) for _ in range(count))
+    return (make(rng, language=language, max_value=max_value, extras=extras, crowded=crowded) for _ in range(count))

@@ -36,6 +36,8 @@ from mindmerger_train.data.problems.words import FRACTIONS, TIMES, Person, noun,
 from mindmerger_train.data.tidy import sentence_case
 
 FOLDER = Path(__file__).parent / "english"
+CROWDED = Path(__file__).parent / "crowded" / "english"
+"""Stories of three numbers and more, two of which the answer needs."""
 _UNCLEAR = re.compile(r"\b(they|them|their|these|those|it|then|the rest)\b")
 _GROUP = re.compile(r"\b(altogether|in all|total|together|combined|they|there|everyone|all)\b")
 _KIN_GENDER = {

@@ -31,6 +31,7 @@ from mindmerger_train.data.problems.story import Plan
 from mindmerger_train.data.problems.words import Noun, Person, words
 
 STORIES = Path(__file__).parent / "world"
+CROWDED = Path(__file__).parent / "crowded" / "world"
 _LANGUAGES = Path(__file__).parent / "languages"
 _INHERITED = Path(__file__).parent.parent / "templates"
 

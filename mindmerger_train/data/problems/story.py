@@ -193,8 +193,16 @@ def _values(story: Story, rng: random.Random, limit: int) -> Values:
     raise DataError(f"no numbers found for the story {story.name!r}: its rules and draws do not go together")
 
 
-def plan(story_folder: Path, index: int, rng: random.Random, limit: int, extra_rate: float) -> Plan:
-    """Choose numbers, what is asked and what is told. `limit`: the greatest count of such things."""
+def plan(
+    story_folder: Path, index: int, rng: random.Random, limit: int, extra_rate: float, crowded: bool = False
+) -> Plan:
+    """Choose numbers, what is asked and what is told.
+
+    Args:
+        limit: the greatest count of such things.
+        extra_rate: the share of problems that tell more than the answer needs.
+        crowded: these tell up to three numbers more, mostly as many as there are.
+    """
     story = stories(story_folder)[index]
     choices, weights = variants(story_folder, index)
     while True:
@@ -203,7 +211,7 @@ def plan(story_folder: Path, index: int, rng: random.Random, limit: int, extra_r
         asked, *given = ask.split()
         extra = 0
         if asked not in story.exact and rng.random() < extra_rate:
-            told, extra = _with_extra(story, asked, told, frozenset(given), rng)
+            told, extra = _with_extra(story, asked, told, frozenset(given), rng, crowded)
         if any(values[name] < 2 for name in told.union(given) if values[name].denominator == 1):
             continue
         steps = solve(asked, told.union(given), story.rules)
@@ -212,9 +220,9 @@ def plan(story_folder: Path, index: int, rng: random.Random, limit: int, extra_r
 
 
 def _with_extra(
-    story: Story, asked: str, told: frozenset[str], given: frozenset[str], rng: random.Random
+    story: Story, asked: str, told: frozenset[str], given: frozenset[str], rng: random.Random, crowded: bool
 ) -> tuple[frozenset[str], int]:
-    """One or two more quantities that do not follow from what is told, and from which the answer follows no sooner."""
+    """More quantities (one or two, seldom three) that do not follow from what is told; the answer follows no sooner from them."""
     now, count = set(told), 0
     names = sorted(story.tellable() - told - given - {asked})
     rng.shuffle(names)
@@ -226,7 +234,8 @@ def _with_extra(
         if len(solve(asked, more | given, story.rules) or ()) < length:
             continue
         now, count = set(more), count + 1
-        if count == (1 if rng.random() < 0.6 else 2):
+        roll = rng.random()
+        if (roll < 0.15 or count == 3) if crowded else count == (1 if roll < 0.6 else 2):
             break
     return frozenset(now), count
 
