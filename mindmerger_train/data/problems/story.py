@@ -222,7 +222,7 @@ def plan(
 def _with_extra(
     story: Story, asked: str, told: frozenset[str], given: frozenset[str], rng: random.Random, crowded: bool
 ) -> tuple[frozenset[str], int]:
-    """More quantities (one or two, seldom three) that do not follow from what is told; the answer follows no sooner from them."""
+    """More quantities (one or two, seldom three) that do not follow from what is told and do not shorten the way."""
     now, count = set(told), 0
     names = sorted(story.tellable() - told - given - {asked})
     rng.shuffle(names)
