@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from mindmerger.errors import CheckpointError
+from mindmerger_train.files import whole
 
 Matrix = npt.NDArray[np.float32]
 
@@ -111,25 +112,24 @@ def write_adapter(path: Path, pairs: dict[str, Pair], alpha: float, config: Any,
             writer.add_tensor(tensor, values.astype(np.float16))
 
     check_adaptable(config, pairs)
-    temporary = path.with_name(path.name + ".part")
-    writer = GGUFWriter(temporary, _architecture(config))
-    try:
-        writer.add_type("adapter")
-        writer.add_string("adapter.type", "lora")
-        writer.add_float32("adapter.lora.alpha", alpha)
-        writer.add_name(name)
-        for key, pair in sorted(pairs.items()):
-            _, block, module = key.split(".", 2)
-            tensor = MODULES[module]
-            b = permute_rows(pair.b, _heads(config, tensor)) if _permuted(config, tensor) else pair.b
-            add(f"blk.{block}.{tensor}.weight.lora_a", pair.a)
-            add(f"blk.{block}.{tensor}.weight.lora_b", b)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    finally:
-        writer.close()
-    temporary.replace(path)
+    with whole(path) as part:
+        writer = GGUFWriter(part, _architecture(config))
+        try:
+            writer.add_type("adapter")
+            writer.add_string("adapter.type", "lora")
+            writer.add_float32("adapter.lora.alpha", alpha)
+            writer.add_name(name)
+            for key, pair in sorted(pairs.items()):
+                _, block, module = key.split(".", 2)
+                tensor = MODULES[module]
+                b = permute_rows(pair.b, _heads(config, tensor)) if _permuted(config, tensor) else pair.b
+                add(f"blk.{block}.{tensor}.weight.lora_a", pair.a)
+                add(f"blk.{block}.{tensor}.weight.lora_b", b)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
 
 
 def read_adapter(path: Path, config: Any) -> tuple[dict[str, Pair], float]:

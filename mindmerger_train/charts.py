@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
+from mindmerger_train.files import whole
 from mindmerger_train.runlog import read_metrics
 from mindmerger_train.runstate import saving
 
@@ -43,10 +44,8 @@ def write_chart(folder: Path) -> Path | None:
     if picture is None:
         return None
     path = folder / "training.svg"
-    with saving("the chart", folder):
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(picture, encoding="utf-8")
-        temporary.replace(path)
+    with saving("the chart", folder), whole(path) as part:
+        part.write_text(picture, encoding="utf-8")
     return path
 
 

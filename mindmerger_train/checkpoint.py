@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save
 from mindmerger.bundle import model_folders
 from mindmerger.errors import CheckpointError
 from mindmerger_train.encoders import EncoderSpec
+from mindmerger_train.files import whole
 from mindmerger_train.gate import GateSpec
 from mindmerger_train.llms import LLMSpec, PromptSpec
 from mindmerger_train.merger import Merger
@@ -84,10 +85,9 @@ def save_checkpoint(
         place = os.path.relpath(mapping_in.resolve(), folder.resolve())
         mapping = {"mapping": {"checkpoint": Path(place).as_posix(), "sha256": file_sha256(shared)}}
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / (WEIGHTS_FILE + ".part")
-    # not save_file, whose files their owner alone can read, whatever the umask says
-    temporary.write_bytes(save(state, metadata={"format": FORMAT, "format_version": FORMAT_VERSION}))
-    temporary.replace(folder / WEIGHTS_FILE)
+    with whole(folder / WEIGHTS_FILE) as part:
+        # not save_file, whose files their owner alone can read, whatever the umask says
+        part.write_bytes(save(state, metadata={"format": FORMAT, "format_version": FORMAT_VERSION}))
     config = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -102,9 +102,8 @@ def save_checkpoint(
         "languages": list(checkpoint.languages),
         "training": checkpoint.training,
     }
-    temporary = folder / (CONFIG_FILE + ".part")
-    temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(folder / CONFIG_FILE)
+    with whole(folder / CONFIG_FILE) as part:
+        part.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -214,7 +213,6 @@ def copy_adapter(source: Path, folder: Path) -> tuple[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "adapter.gguf"
     if source.resolve() != target.resolve():
-        temporary = target.with_name(target.name + ".part")
-        shutil.copyfile(source, temporary)
-        temporary.replace(target)
+        with whole(target) as part:
+            shutil.copyfile(source, part)
     return target.name, file_sha256(target)

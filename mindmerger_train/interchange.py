@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from mindmerger.errors import CheckpointError
+from mindmerger_train.files import whole
 from mindmerger_train.merger import Merger
 
 KEYS = ("end_boundary", "mlp.linear1.weight", "mlp.linear1.bias", "mlp.linear2.weight", "mlp.linear2.bias")
@@ -63,9 +64,5 @@ def write_published(merger: Merger, path: Path) -> None:
     if merger.method != "mindmerger":
         raise CheckpointError(f"the published format holds a mindmerger mapping; this checkpoint is {merger.method}")
     state = {key: value.detach().clone() for key, value in merger.state_dict().items()}
-    temporary = path.with_name(path.name + ".part")
-    try:
-        torch.save({"model_state_dict": state}, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as part:
+        torch.save({"model_state_dict": state}, part)

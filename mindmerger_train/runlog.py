@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mindmerger_train.files import whole
 from mindmerger_train.runstate import Progress, saving
 
 METRICS = "metrics.jsonl"
@@ -64,10 +65,8 @@ class RunLog:
         kept = [line for line in read_metrics(folder) if line["step"] <= progress.step] if progress.step else []
         path = folder / METRICS
         if kept:
-            with saving("the log", folder):
-                temporary = path.with_name(path.name + ".part")
-                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-                temporary.replace(path)
+            with saving("the log", folder), whole(path) as part:
+                part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         else:
             path.unlink(missing_ok=True)
         if sys.stderr.isatty():

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from mindmerger.errors import CheckpointError, ModelError
+from mindmerger_train.files import whole
 
 FOLDER = "state"
 FILE = "state.pt"
@@ -53,7 +54,7 @@ def state_file(out: Path) -> Path:
 
 @contextlib.contextmanager
 def saving(what: str, folder: Path) -> Iterator[None]:
-    """Turn a write that fails into a ModelError that says so, and remove what was half written below `folder`."""
+    """Turn a write to `folder` that fails into a ModelError that says so."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -63,9 +64,6 @@ def saving(what: str, folder: Path) -> Iterator[None]:
             cause = cause.__context__
         if cause is None:
             raise
-        with contextlib.suppress(OSError):
-            for part in folder.glob("*.part"):
-                part.unlink()
         reason = (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
         raise ModelError(
             f"{what} could not be written to {folder} ({reason}); what was saved before is as it was: free some space and "
@@ -88,12 +86,10 @@ def save_state(out: Path, module: nn.Module, optimiser: Any, progress: Progress)
     }
     with saving("the state", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".part")
-        with temporary.open("wb") as stream:
+        with whole(target) as part, part.open("wb") as stream:
             torch.save({"parameters": parameters, "optimiser": learned, "progress": asdict(progress)}, stream)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(target)
         # Versions before the single file had the progress beside it: it would now be of another step.
         (target.parent / "progress.json").unlink(missing_ok=True)
 

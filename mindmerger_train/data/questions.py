@@ -15,6 +15,7 @@ import click
 from mindmerger.cli import run_body, run_command
 from mindmerger.errors import InputError
 from mindmerger_train.data import generator, problems
+from mindmerger_train.files import whole
 
 SOURCES = {"problems": problems, "generator": generator}
 
@@ -38,9 +39,9 @@ def write_questions(source: str, folder: Path, count: int, seed: int, languages:
     written = []
     for code, found in drawn:
         target = folder / f"{code}.txt"
-        part = target.with_name(target.name + ".part")
-        part.write_text("".join(f"{problem.query}\n" for problem in found), encoding="utf-8")
-        written.append(part.replace(target))
+        with whole(target) as part:
+            part.write_text("".join(f"{problem.query}\n" for problem in found), encoding="utf-8")
+        written.append(target)
     return written
 
 

@@ -18,6 +18,7 @@ from mindmerger_train.evaluation.chart import draw
 from mindmerger_train.evaluation.modes import ALONE
 from mindmerger_train.evaluation.results import AVERAGE, ArmResult, Results, Share, percent
 from mindmerger_train.evaluation.statistics import RESAMPLES, Comparison, Interval
+from mindmerger_train.files import whole
 
 FORMAT_VERSION = "1.0"
 CSV_COLUMNS = (
@@ -169,9 +170,8 @@ def write(results: Results, folder: Path) -> None:
         "results.svg": draw(results),
     }
     for name, text in files.items():
-        temporary = folder / f"{name}.part"
         try:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
-            temporary.replace(folder / name)
+            with whole(folder / name) as part:
+                part.write_text(text, encoding="utf-8", newline="\n")
         except OSError as error:
             raise DataError(f"{folder / name} cannot be written ({error.strerror}): choose another --out") from None
