@@ -255,11 +255,11 @@ def test_extras_tell_more_than_is_needed(language):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_crowded_stories_tell_more_than_is_needed_in_every_language(language: str) -> None:
-    made = list(generate(language, 200, seed=5, extras=1.0, crowded=True))
+    made = list(generate(language, 80, seed=5, extras=1.0, crowded=True))
     for problem in made:
         check(problem)
-    assert sum(problem.strange > 0 for problem in made) > 150
-    assert sum(problem.strange > 1 for problem in made) > 60
+    assert sum(problem.strange > 0 for problem in made) > 55
+    assert sum(problem.strange > 1 for problem in made) > 20
     assert {problem.story for problem in made} == {
         story.name for story in (CROWDED if language == "en" else CROWDED_WORLD)
     }
@@ -267,7 +267,7 @@ def test_crowded_stories_tell_more_than_is_needed_in_every_language(language: st
 
 def test_in_crowded_stories_the_place_of_a_number_does_not_tell_whether_it_is_needed() -> None:
     pairs: Counter[tuple[int, ...]] = Counter()
-    for problem in generate("en", 3000, seed=6, extras=1.0, crowded=True):
+    for problem in generate("en", 1500, seed=6, extras=1.0, crowded=True):
         told = [run.rstrip(",").replace(",", "") for run in _NUMBER.findall(problem.query)]
         if problem.steps == 1 and len(told) == len(set(told)) == 4:
             operands = re.findall(r"\d+", _STEP.findall(problem.response)[0][1])
