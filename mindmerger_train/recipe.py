@@ -28,8 +28,7 @@ class Recipe:
     `method`: what a run without a checkpoint to start from trains (default `mindmerger`), and the method that `steering` makes
     out of its checkpoint (default and only choice `st-merge`). `gate`: options of `GateSpec`, for a new gate. `encoder`, `llm`,
     `prompt` and `calculator`: of a run without a checkpoint to start from (fresh.py); of `prompt`, template and digits change
-    a checkpoint's. `epochs`, in place of
-    `schedule.tokens`: as many draws as there are examples in all sources, so often.
+    a checkpoint's. `epochs`, in place of `schedule.tokens`: as many draws as there are examples in all sources, so often.
     """
 
     stage: str
