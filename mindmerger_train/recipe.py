@@ -139,6 +139,6 @@ def load_sources(recipe: Recipe, folder: Path) -> list[Source]:
                     raise DataError(f"data.{name}: no solution has at most {steps} annotated steps (<<1+2=3>>)")
             if not solved:
                 examples = [replace(example, response="") for example in examples]
-            check_fit(name, examples, recipe.stage, recipe.sources.retell > 0)
+            check_fit(name, examples, recipe.stage, recipe.sources.retell > 0 or recipe.sources.restate)
             loaded.append(Source(name, examples, weight))
     return loaded

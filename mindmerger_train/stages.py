@@ -37,6 +37,7 @@ from mindmerger_train.steering import Steering, WeightLog, embed_prompts, langua
 from mindmerger_train.tables import at_least
 from mindmerger_train.transfer import device_of, index_rows, whole_numbers
 from mindmerger_train.trunk import embedding_of
+from mindmerger_train.veil import veiled
 
 # Split with one group: odd parts are what stands between `<<…=` and the end of `>>`.
 _CALCULATED = re.compile(r"(?<==)([^<>=]*>>)")
@@ -50,17 +51,22 @@ class Sources:
 
     `retell`: the share of all examples that is taken out before, to be retold: the soft prompt alone, and what is asked for is
     the question in English. A text without a solution is always retold where this is above 0.
+    `restate`: every response begins with the question in English, on its own line: all of it for a text without a solution.
+    `veiled`: the share of the English rows with both sources whose prompt has the question behind a veil (veil.py).
     """
 
     both: float = 1.0
     soft_prompt: float = 0.0
     question: float = 0.0
     retell: float = 0.0
+    restate: bool = False
+    veiled: float = 0.0
 
     def __post_init__(self) -> None:
         at_least(0, "sources.", both=self.both, soft_prompt=self.soft_prompt, question=self.question)
-        if not 0 <= self.retell <= 1:
-            raise InputError(f"sources.retell is a share, at least 0 and at most 1, not {self.retell!r}")
+        for name, share in (("retell", self.retell), ("veiled", self.veiled)):
+            if not 0 <= share <= 1:
+                raise InputError(f"sources.{name} is a share, at least 0 and at most 1, not {share!r}")
         if not self.both + self.soft_prompt + self.question > 0:
             raise InputError("sources: at least one of both, soft_prompt and question must be above 0")
 
@@ -100,11 +106,31 @@ class RowMaker:
                 yield self._retold(example)
                 continue
             soft, question = self.sources.draw(generator)
-            query = example.query
-            row = self._row(query if soft else None, query if question else None, example.response, example.language)
+            query = asked = example.query
+            if self._veils(soft and question, example, generator):
+                asked = veiled(query, generator)
+            row = self._row(
+                query if soft else None,
+                asked if question else None,
+                self._label(example),
+                example.language,
+                ends=bool(example.response),
+            )
             if self.stage == "steering":
                 row = replace(row, language=example.language, told=self.steering.draw(example.language, generator))
             yield row
+
+    def _veils(self, both: bool, example: Example, generator: random.Random) -> bool:
+        # Nothing is drawn where nothing can be veiled: other recipes keep the rows that their seeds gave them.
+        return (
+            both and example.language == "en" and self.sources.veiled > 0 and generator.random() < self.sources.veiled
+        )
+
+    def _label(self, example: Example) -> str:
+        """What is asked for. Restated, a text without a solution ends with its line, and not with the end of an answer."""
+        if not self.sources.restate or not example.english:
+            return example.response
+        return f"{' '.join(example.english.split())}\n{example.response}"
 
     def _retold(self, example: Example) -> Row:
         """Soft prompt and the prompt's first words → the rest of the prompt, with the English question in it.
@@ -121,11 +147,11 @@ class RowMaker:
             raise CheckpointError(f"stage {self.stage}: rows with a soft prompt need an encoder")
         return self.encoder_tokenizer.encode(text.strip(), language).ids
 
-    def _row(self, encoded: str | None, question: str | None, label: str, language: str) -> Row:
+    def _row(self, encoded: str | None, question: str | None, label: str, language: str, *, ends: bool = True) -> Row:
         encoder_ids = None if encoded is None else self._encoder_ids(encoded, language)
         prompt_ids = self.tokenizer.prompt_ids(self.prompt, question.strip()) if question is not None else []
         label_ids, given = self._labels(label)
-        return Row(encoder_ids, prompt_ids, [*label_ids, self.prompt.eos_id], given)
+        return Row(encoder_ids, prompt_ids, [*label_ids, self.prompt.eos_id] if ends else label_ids, given)
 
     def _labels(self, text: str) -> tuple[list[int], frozenset[int]]:
         """Ids of the response; with a calculator, the positions of what it writes (`42>>` of `<<15+27=42>>`).

@@ -130,10 +130,51 @@ def test_without_retelling_no_row_changes(tokenizer):
         assert bool(next(maker.rows(iter([EXAMPLE]), seed)).prompt_ids) == question
 
 
+def test_a_restated_response_begins_with_the_question_in_english(tokenizer):
+    maker = make(tokenizer, "augmentation", Sources(both=0.5, soft_prompt=0.3, question=0.2, restate=True))
+    wide = Example("es", EXAMPLE.query, "What is\n 2 + 3?", EXAMPLE.response)
+    for row in itertools.islice(maker.rows(itertools.repeat(wide), 0), 20):
+        assert tokenizer.decode(list(row.label_ids[:-1])) == f"What is 2 + 3?\n{EXAMPLE.response}"
+        assert row.label_ids[-1] == maker.prompt.eos_id
+        given = tokenizer.decode([row.label_ids[index] for index in sorted(row.given)])
+        assert given == "5>>10>>"
+
+
+def test_a_restated_text_without_a_solution_ends_with_its_line_and_one_without_english_is_solved(tokenizer):
+    maker = make(tokenizer, "augmentation", Sources(restate=True))
+    text, question = Example("sw", "Habari?", "How are you?"), Example("sw", "2 + 3?", "", "#### 5")
+    rows = list(maker.rows(iter([text, question]), 0))
+    assert [tokenizer.decode(list(row.label_ids)) for row in rows] == ["How are you?\n", "#### 5"]
+    assert maker.prompt.eos_id not in rows[0].label_ids and rows[1].label_ids[-1] == maker.prompt.eos_id
+
+
+def test_english_rows_with_both_sources_are_veiled_for_the_llm_and_not_for_the_encoder(tokenizer):
+    heard = []
+
+    class Listening(EncoderTokenizer):
+        def encode(self, text, language=""):
+            heard.append(text)
+            return super().encode(text, language)
+
+    sources = Sources(both=0.6, soft_prompt=0.2, question=0.2, veiled=0.5)
+    maker = RowMaker("reason", tokenizer, llms.default_prompt(), Listening(), sources)
+    plain = "Question: Ann has 12 red apples, and 3 pears.\nAnswer:\n"
+    english = Example("en", "Ann has 12 red apples, and 3 pears.", "Ann has 12 red apples, and 3 pears.", "#### 15")
+    rows = list(maker.rows(itertools.repeat(english, 400), 0))
+    prompts = [(row.encoder_ids, tokenizer.decode(list(row.prompt_ids))) for row in rows if row.prompt_ids]
+    both = [prompt for soft, prompt in prompts if soft is not None]
+    assert 0.4 < sum(prompt != plain for prompt in both) / len(both) < 0.6
+    assert all(prompt == plain for soft, prompt in prompts if soft is None)
+    assert set(heard) == {english.query}
+    spanish = [tokenizer.decode(list(row.prompt_ids)) for row in maker.rows(itertools.repeat(EXAMPLE, 60), 0)]
+    assert set(spanish) <= {"", f"Question: {EXAMPLE.query}\nAnswer:\n"}
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_a_share_that_is_none_is_refused(share):
-    with pytest.raises(InputError, match=r"sources\.retell"):
-        Sources(retell=share)
+@pytest.mark.parametrize("name", ["retell", "veiled"])
+def test_a_share_that_is_none_is_refused(name, share):
+    with pytest.raises(InputError, match=rf"sources\.{name}"):
+        Sources(**{name: share})
 
 
 def test_soft_prompts_need_an_encoder(tokenizer):
