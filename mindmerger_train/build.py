@@ -135,9 +135,9 @@ def row_maker(recipe: Recipe, checkpoint: Checkpoint) -> RowMaker:
     """Examples → rows of ids for this recipe."""
     sources, steering = recipe.sources, recipe.steering
     if checkpoint.method == "langbridge":
-        sources = Sources(both=0.0, soft_prompt=1.0)  # LangBridge has no prompt part
+        sources = Sources(both=0.0, soft_prompt=1.0, restate=sources.restate)  # LangBridge has no prompt part
     elif checkpoint.method == "mono":
-        sources = Sources(both=0.0, question=1.0)
+        sources = Sources(both=0.0, question=1.0, restate=sources.restate)
     gate = checkpoint.merger.gate
     if gate is not None and gate.spec.language_input == "forced":
         steering = replace(steering, told=1.0 - steering.hidden)  # there is no head to ask

@@ -109,6 +109,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise InputError(f"{path}: steering trains the gate of st-merge; the method {recipe.method!r} has none")
     if recipe.sources.retell and recipe.stage not in ("reason", "augmentation"):
         raise InputError(f"{path}: sources.retell belongs to reason and augmentation, this is {recipe.stage}")
+    if (recipe.sources.restate or recipe.sources.veiled) and recipe.stage == "mapping":
+        raise InputError(f"{path}: sources.restate and sources.veiled are of stages with solutions, this is mapping")
     if recipe.method == "mono" and recipe.stage != "reason":
         raise InputError(f"{path}: the method mono is the LLM alone; its only stage is reason")
     return recipe

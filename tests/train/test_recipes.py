@@ -104,6 +104,14 @@ def test_a_weight_is_a_number(tmp_path):
         load_sources(recipe, tmp_path)
 
 
+@pytest.mark.parametrize("setting", ["restate = true", "veiled = 0.5"])
+def test_mapping_neither_restates_nor_veils(tmp_path, setting):
+    path = tmp_path / "recipe.toml"
+    path.write_text(f'stage = "mapping"\n[schedule]\nlr = 1e-3\ntokens = 5\n[sources]\n{setting}\n[data.tatoeba]\n')
+    with pytest.raises(InputError, match=r"sources\.restate and sources\.veiled"):
+        load_recipe(path)
+
+
 def test_only_two_stages_retell(tmp_path):
     path = tmp_path / "r.toml"
     path.write_text('stage = "mapping"\n[schedule]\nlr = 1e-3\ntokens = 5\n[sources]\nretell = 0.5\n[data.tatoeba]\n')
