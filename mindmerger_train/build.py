@@ -132,11 +132,17 @@ def _start_head(checkpoint: Checkpoint, encoder: encoders.Encoder, sources: Sequ
 
 
 def row_maker(recipe: Recipe, checkpoint: Checkpoint) -> RowMaker:
-    """Examples → rows of ids for this recipe."""
+    """Examples → rows of ids for this recipe.
+
+    Raises InputError when the checkpoint's method has no source that the recipe asks for.
+    """
     sources, steering = recipe.sources, recipe.steering
     if checkpoint.method == "langbridge":
-        sources = Sources(both=0.0, soft_prompt=1.0, restate=sources.restate)  # LangBridge has no prompt part
+        # LangBridge has no prompt part.
+        sources = Sources(both=0.0, soft_prompt=1.0, retell=sources.retell, restate=sources.restate)
     elif checkpoint.method == "mono":
+        if sources.retell:
+            raise InputError("sources.retell is of methods with a soft prompt; mono is the LLM alone")
         sources = Sources(both=0.0, question=1.0, restate=sources.restate)
     gate = checkpoint.merger.gate
     if gate is not None and gate.spec.language_input == "forced":

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 from mindmerger.errors import CheckpointError, InputError
 from mindmerger_train import llms
+from mindmerger_train.build import row_maker
+from mindmerger_train.checkpoint import load_checkpoint, resolve_checkpoint
 from mindmerger_train.data.sources import Example
 from mindmerger_train.layout import Row, assemble
+from mindmerger_train.merger import Merger
+from mindmerger_train.recipe import load_recipe
 from mindmerger_train.stages import RowMaker, Sources
 
 EXAMPLE = Example("es", "¿Cuánto es 2 + 3?", "What is 2 + 3?", "2+3 = <<2+3=5>>5 and <<5*2=10>>10\n#### 10")
@@ -185,3 +190,28 @@ def test_soft_prompts_need_an_encoder(tokenizer):
 def test_row_length_counts_bos_and_boundary():
     assert Row([1, 2], [3], [4, 5]).length() == 1 + 3 + 1 + 2
     assert Row(None, [3], [4]).length() == 3
+
+
+def recipe_and(method, tmp_path, settings):
+    """A recipe with these sources, and the packaged models with a merger of the method."""
+    path = tmp_path / "recipe.toml"
+    path.write_text(f'stage = "reason"\n[schedule]\nlr = 1e-3\ntokens = 5\n[sources]\n{settings}\n[data.tatoeba]\n')
+    checkpoint = load_checkpoint(resolve_checkpoint("mindmerger"))
+    return load_recipe(path), replace(checkpoint, merger=Merger(1152, 576, method))
+
+
+@pytest.mark.parametrize(("method", "has"), [("langbridge", (True, False)), ("mono", (False, True))])
+def test_a_method_with_one_source_sees_it_alone_and_restates(tmp_path, method, has):
+    maker = row_maker(*recipe_and(method, tmp_path, "restate = true"))
+    for row in maker.rows(itertools.repeat(EXAMPLE, 20), 0):
+        assert (row.encoder_ids is not None, bool(row.prompt_ids)) == has
+        assert maker.tokenizer.decode(list(row.label_ids[:-1])) == f"{EXAMPLE.english}\n{EXAMPLE.response}"
+
+
+def test_langbridge_retells_and_the_llm_alone_cannot(tmp_path):
+    text = Example("sw", "Habari?", "How are you?")
+    maker = row_maker(*recipe_and("langbridge", tmp_path, "retell = 0.5"))
+    row = next(maker.rows(iter([text]), 0))
+    assert maker.tokenizer.decode(list(row.label_ids)) == " How are you?\nAnswer:\n"
+    with pytest.raises(InputError, match="mono is the LLM alone"):
+        row_maker(*recipe_and("mono", tmp_path, "retell = 0.5"))
