@@ -19,7 +19,7 @@ from __future__ import annotations
 import random
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -372,7 +372,9 @@ def make(language: str, kind: str, rng: random.Random, *, max_value: int = 1000)
     return Problem(language, query, english, f"{solution}\n#### {answer}", answer, kind)
 
 
-def generate(language: str, count: int, seed: int, *, max_value: int = 1000) -> Iterator[Problem]:
+def generate(
+    language: str, count: int, seed: int, *, max_value: int = 1000, kinds: Sequence[str] = KINDS
+) -> Iterator[Problem]:
     """Yield `count` problems in `language`; the same arguments give the same problems.
 
     Args:
@@ -380,14 +382,19 @@ def generate(language: str, count: int, seed: int, *, max_value: int = 1000) -> 
         count: how many problems.
         seed: any whole number; languages with the same seed do not draw the same problems.
         max_value: about the greatest number that a question may contain (at least 20); answers can be greater.
+        kinds: which of `KINDS` are drawn, each as often.
 
     Raises:
-        DataError: for an unknown language, a negative count or a `max_value` under 20, before the first problem.
+        DataError: for an unknown language or kind, no kind, a negative count or a `max_value` under 20: before the first
+            problem.
     """
     _load(language)
+    if not kinds or not set(kinds) <= set(KINDS):
+        wrong = ", ".join(repr(kind) for kind in kinds if kind not in KINDS) or "nothing"
+        raise DataError(f"there is no such kind of problem: {wrong}; use some of {', '.join(KINDS)}")
     if count < 0:
         raise DataError(f"count is {count}; use 0 or more")
     if max_value < 20:
         raise DataError(f"max_value is {max_value}; use 20 or more, or most kinds of problem have no numbers to draw")
     rng = random.Random(f"{language}:{seed}")
-    return (make(language, rng.choice(KINDS), rng, max_value=max_value) for _ in range(count))
+    return (make(language, rng.choice(kinds), rng, max_value=max_value) for _ in range(count))

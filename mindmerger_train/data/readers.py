@@ -15,7 +15,7 @@ from typing import Any
 from mindmerger.errors import DataError
 from mindmerger_train.data import abroad, sources
 from mindmerger_train.data.benchmarks import read_benchmark
-from mindmerger_train.data.generator import generate
+from mindmerger_train.data.generator import KINDS, generate
 from mindmerger_train.data.languages import code_of
 from mindmerger_train.data.problems import generate as generate_problems
 from mindmerger_train.data.rows import ALLOWED, BadRow, BadRows, json_rows, text_of, tsv_rows
@@ -44,8 +44,10 @@ def read_source(name: str, folder: Path, options: Mapping[str, Any]) -> list[Exa
         if not isinstance(value, right) or (isinstance(value, bool) and right is not bool):
             raise DataError(f"data.{name}.{key} is {value!r}: it must be {what}")
     languages = given.get("languages", ())
-    if not all(isinstance(entry, str) for entry in [*languages, *given.get("columns", {}).values()]):
-        raise DataError(f"data.{name}: languages and columns are texts")
+    if not all(
+        isinstance(entry, str) for entry in [*languages, *given.get("kinds", ()), *given.get("columns", {}).values()]
+    ):
+        raise DataError(f"data.{name}: languages, kinds and columns are texts")
     parameters = inspect.signature(reader).parameters
     unknown = sorted(set(given) - set(parameters) | {"folder"} & set(given))
     if unknown:
@@ -64,6 +66,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("path", "english", "response", "language"), (str, "a text")),
     **dict.fromkeys(("count", "seed", "longest", "max_value"), (int, "a whole number")),
     "languages": (list | tuple, "a list of languages"),
+    "kinds": (list | tuple, "a list of kinds of problem"),
     "columns": (dict, "a table"),
     **dict.fromkeys(("allowed_bad", "extras"), (int | float, "a number")),
     **dict.fromkeys(("english_only", "crowded"), (bool, "true or false")),
@@ -237,7 +240,12 @@ def _ntrex(
 
 
 def _generator(
-    folder: Path, languages: Sequence[str], count: int, seed: int = 1, english_only: bool = False
+    folder: Path,
+    languages: Sequence[str],
+    count: int,
+    seed: int = 1,
+    english_only: bool = False,
+    kinds: Sequence[str] = KINDS,
 ) -> list[Example]:
     """`english_only`: the English renderings, with the names and units of all the languages."""
     return [
@@ -248,7 +256,7 @@ def _generator(
             problem.response,
         )
         for language in languages
-        for problem in generate(language, int(count), int(seed))
+        for problem in generate(language, int(count), int(seed), kinds=kinds)
     ]
 
 

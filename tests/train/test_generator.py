@@ -39,6 +39,12 @@ def test_is_deterministic() -> None:
     assert len(first) == 40
 
 
+def test_only_the_kinds_that_are_wanted() -> None:
+    problems = list(generate("sw", 40, seed=1, kinds=("add", "div")))
+    assert {problem.kind for problem in problems} == {"add", "div"}
+    assert list(generate("sw", 9, seed=2, kinds=KINDS)) == list(generate("sw", 9, seed=2))
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_wording_renders(language: str) -> None:
     rng = random.Random(0)
@@ -149,5 +155,9 @@ def test_user_errors() -> None:
         generate("en", -1, seed=0)
     with pytest.raises(DataError, match="max_value"):
         generate("en", 1, seed=0, max_value=3)
+    with pytest.raises(DataError, match="no such kind of problem: 'integral'; use some of add"):
+        generate("en", 1, seed=0, kinds=("add", "integral"))
+    with pytest.raises(DataError, match="nothing"):
+        generate("en", 1, seed=0, kinds=())
     with pytest.raises(DataError, match="kind"):
         make("en", "integral", random.Random(0))
