@@ -66,7 +66,10 @@ def test_a_session(arithmetic_bundle: Path, own_cache: Path) -> None:
         terminal.expect(r"as trained.*> ")
         terminal.line("/stats")
         terminal.expect(r"total    0 answers.*> ")
-        terminal.type("half a question\x03")
+        # Typed at once, Ctrl-C may come before readline waits for it, and then it does nothing until another key.
+        terminal.type("half a question")
+        terminal.expect("half a question")
+        terminal.type("\x03")
         terminal.expect("> ")
         terminal.type("\x04")
         assert terminal.end() == 0
