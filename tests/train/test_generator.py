@@ -155,9 +155,9 @@ def test_user_errors() -> None:
         generate("en", -1, seed=0)
     with pytest.raises(DataError, match="max_value"):
         generate("en", 1, seed=0, max_value=3)
-    with pytest.raises(DataError, match="no such kind of problem: 'integral'; use some of add"):
+    with pytest.raises(DataError, match="no kind of problem 'integral'; use one of add"):
         generate("en", 1, seed=0, kinds=("add", "integral"))
-    with pytest.raises(DataError, match="nothing"):
+    with pytest.raises(DataError, match="kinds is empty"):
         generate("en", 1, seed=0, kinds=())
     with pytest.raises(DataError, match="kind"):
         make("en", "integral", random.Random(0))

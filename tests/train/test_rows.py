@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from mindmerger_train.merger import Merger
 from mindmerger_train.recipe import load_recipe
 from mindmerger_train.stages import RowMaker, Sources
 
+NANO = Path(__file__).parents[2] / "models" / "recipes" / "nano"
 EXAMPLE = Example("es", "¿Cuánto es 2 + 3?", "What is 2 + 3?", "2+3 = <<2+3=5>>5 and <<5*2=10>>10\n#### 10")
 
 
@@ -192,26 +194,25 @@ def test_row_length_counts_bos_and_boundary():
     assert Row(None, [3], [4]).length() == 3
 
 
-def recipe_and(method, tmp_path, settings):
-    """A recipe with these sources, and the packaged models with a merger of the method."""
-    path = tmp_path / "recipe.toml"
-    path.write_text(f'stage = "reason"\n[schedule]\nlr = 1e-3\ntokens = 5\n[sources]\n{settings}\n[data.tatoeba]\n')
+def maker_of(method, **sources):
+    """Rows of a shipped recipe with other sources, for the packaged models with a merger of the method."""
+    recipe = replace(load_recipe(NANO / "1-reason.toml"), sources=Sources(**sources))
     checkpoint = load_checkpoint(resolve_checkpoint("mindmerger"))
-    return load_recipe(path), replace(checkpoint, merger=Merger(1152, 576, method))
+    return row_maker(recipe, replace(checkpoint, merger=Merger(1152, 576, method)))
 
 
 @pytest.mark.parametrize(("method", "has"), [("langbridge", (True, False)), ("mono", (False, True))])
-def test_a_method_with_one_source_sees_it_alone_and_restates(tmp_path, method, has):
-    maker = row_maker(*recipe_and(method, tmp_path, "restate = true"))
+def test_a_method_with_one_source_sees_it_alone_and_restates(method, has):
+    maker = maker_of(method, restate=True)
     for row in maker.rows(itertools.repeat(EXAMPLE, 20), 0):
         assert (row.encoder_ids is not None, bool(row.prompt_ids)) == has
         assert maker.tokenizer.decode(list(row.label_ids[:-1])) == f"{EXAMPLE.english}\n{EXAMPLE.response}"
 
 
-def test_langbridge_retells_and_the_llm_alone_cannot(tmp_path):
+def test_langbridge_retells_and_the_llm_alone_cannot():
     text = Example("sw", "Habari?", "How are you?")
-    maker = row_maker(*recipe_and("langbridge", tmp_path, "retell = 0.5"))
+    maker = maker_of("langbridge", retell=0.5)
     row = next(maker.rows(iter([text]), 0))
     assert maker.tokenizer.decode(list(row.label_ids)) == " How are you?\nAnswer:\n"
     with pytest.raises(InputError, match="mono is the LLM alone"):
-        row_maker(*recipe_and("mono", tmp_path, "retell = 0.5"))
+        maker_of("mono", retell=0.5)
